@@ -1,0 +1,147 @@
+"""The commands: thin, one function a command.
+
+What a command needs is imported by its function, so that `cnnpipe --help` answers at once.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from cnnpipe import __version__
+from cnnpipe.errors import RunFailed, UserError
+
+PARAMS = "params.yaml"
+STAGES = {
+    "download": "get the images: params.yaml's `download` says from where",
+    "resize": "bring all images to one size",
+    "split": "divide them into train, val and test",
+    "train": "train the network",
+    "evaluate": "judge it on the test split, and register it",
+}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does: orderly, and known to the tracker."""
+
+
+def main() -> None:
+    """Runs the command of the command line and exits with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = _command(sys.argv[1:])
+        sys.stdout.flush()
+    except (UserError, RunFailed) as error:
+        # One line, whatever a file or a class is called.
+        line = str(error).encode("unicode_escape").decode() if "\n" in str(error) else str(error)
+        print(f"cnnpipe: {line}", file=sys.stderr)
+        code = 2 if isinstance(error, UserError) else 1
+    except Terminated:
+        print("cnnpipe: terminated", file=sys.stderr)
+        code = 128 + signal.SIGTERM
+    except KeyboardInterrupt:
+        print("cnnpipe: interrupted", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _command(arguments: list[str]) -> int:
+    args = _parser().parse_args(arguments)
+    if args.command in STAGES:
+        return _stage(args.command)
+    functions = {"summary": _summary, "predict": _predict, "up": _up}
+    return functions[args.command](args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cnnpipe",
+        description="From a folder of images to a convolutional network you can trust.",
+        epilog="The whole pipeline is `dvc repro`; an experiment is "
+        "`dvc exp run -S model.filters=20`.",
+    )
+    parser.add_argument("--version", action="version", version=f"cnnpipe {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for stage, text in STAGES.items():
+        commands.add_parser(stage, help=text, description=f"One stage of the pipeline: {text}.")
+    summary = commands.add_parser(
+        "summary", help="show the network layer by layer, before any training"
+    )
+    summary.add_argument("--json", action="store_true", help="print JSON")
+    predict = commands.add_parser(
+        "predict", help="classify images", description="Classifies images; prints CSV."
+    )
+    predict.add_argument(
+        "paths", nargs="+", metavar="PATH", help="image files, folders of them, or - for stdin"
+    )
+    predict.add_argument(
+        "--model",
+        default="models/model.safetensors",
+        help="a model file, or models:/NAME/VERSION or models:/NAME@ALIAS from MLflow "
+        "(default: %(default)s)",
+    )
+    predict.add_argument("--csv", metavar="FILE", help="write there instead of to stdout")
+    up = commands.add_parser("up", help="start the MLflow and Prefect servers; Ctrl-C stops both")
+    up.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s")
+    up.add_argument("--prefect-port", type=int, default=4200, help="default: %(default)s")
+    return parser
+
+
+def _stage(name: str) -> int:
+    from cnnpipe.params import load
+
+    params = load(PARAMS)  # before the stage's own imports, which may take seconds
+    importlib.import_module(f"cnnpipe.stages.{name}").run(params)
+    return 0
+
+
+def _summary(args: argparse.Namespace) -> int:
+    from cnnpipe.network.summary import summarize
+    from cnnpipe.params import load
+
+    params = load(PARAMS)
+    num_classes = _num_classes()
+    try:
+        summary = summarize(params.model, params.input_shape, num_classes)
+    except ValueError as error:
+        raise UserError(f"{PARAMS}: {error}") from None
+    print(json.dumps(summary.to_dict(), indent=2) if args.json else summary)
+    return 0
+
+
+def _num_classes() -> int:
+    """Of the images that are there; two, as in the built-in data, where there are none yet."""
+    from cnnpipe.data.manifest import read_class_names
+
+    folder = Path("data/resized")
+    return len(read_class_names(folder)) if (folder / "classes.json").exists() else 2
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from cnnpipe.serving.batch import predict_paths
+    from cnnpipe.serving.predictor import Predictor
+
+    model = args.model
+    if model.startswith("models:/"):
+        from cnnpipe.tracking import find_model_file
+
+        model = find_model_file(model)
+    return predict_paths(Predictor.load(model), args.paths, args.csv)
+
+
+def _up(args: argparse.Namespace) -> int:
+    from cnnpipe.servers import serve
+
+    return serve(args.mlflow_port, args.prefect_port)

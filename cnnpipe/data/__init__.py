@@ -1,0 +1,1 @@
+"""The data: where images come from, how they are decoded, resized, stored and split."""

@@ -1,0 +1,77 @@
+"""From the bytes of an image file to its pixels, whatever the format."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, features
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused: decoded, such a one takes 300 MB."""
+
+# By what the bytes say, never by the file's name. Formats that call other programs (EPS) or that
+# are not photographs stay out.
+_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000") + (
+    ("AVIF",) if features.check("avif") else ()
+)
+
+
+class UnreadableImage(ValueError):
+    """The bytes are no image that can be used; the message is the reason."""
+
+
+def decode(data: bytes) -> np.ndarray:
+    """The pixels of an image file, (H, W, 3) uint8 RGB, its EXIF orientation applied.
+
+    Transparency is laid over white; of an animation the first frame is taken; 16-bit, 32-bit and
+    floating-point greys are scaled to 0-255, not clipped.
+
+    Raises:
+        UnreadableImage: not an image, damaged, or of more than `MAX_PIXELS` pixels.
+    """
+    if not data:
+        raise UnreadableImage("empty file")
+    try:
+        with warnings.catch_warnings():
+            # Odd metadata in a sound picture is of no interest, and the size is checked below.
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableImage(
+                    f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}"
+                )
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return np.asarray(_rgb(image))
+    except UnreadableImage:
+        raise
+    except Image.UnidentifiedImageError:
+        raise UnreadableImage("not an image") from None
+    except Exception as error:  # Pillow's decoders raise many kinds for damaged bytes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImage(f"damaged: {reason}") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_scaled(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """Greys of any range as 0-255 uint8: (H, W) integers or floats to (H, W) uint8."""
+    values = np.nan_to_num(values.astype(np.float64))
+    low, high = values.min(), values.max()
+    if low >= 0 and high <= 1 and not np.array_equal(values, values.astype(np.int64)):
+        top = 1.0  # floating point by convention: 0 to 1
+    elif low >= 0 and high <= 255:
+        top = 255.0
+    elif low >= 0 and high <= 65535:
+        top = 65535.0
+    else:  # no convention fits: from its darkest to its brightest
+        values, top = values - low, high - low
+    return np.asarray(np.rint(values * (255 / top)), dtype=np.uint8)

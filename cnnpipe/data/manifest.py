@@ -1,0 +1,64 @@
+"""manifest.csv, quarantine.csv and classes.json: what is known of each image in data/resized/."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from cnnpipe.errors import UserError
+
+COLUMNS = {
+    "path": str,  # in the archive
+    "label": str,  # the class name
+    "official": str,  # the split the data set's author put it in, or empty
+    "width": int,  # of the original, pixels
+    "height": int,
+    "sha256": str,  # of the file's bytes
+    "phash": str,  # 16 hexadecimal digits, see cnnpipe.data.duplicates
+    "shard": str,  # the file that holds the resized image
+    "row": int,  # and where in it
+}
+QUARANTINE_COLUMNS = {"path": str, "reason": str}
+SPLIT_COLUMNS = {"path": str, "label": str, "split": str, "group": int}
+
+
+def read(path: str | Path, columns: dict[str, type], made_by: str) -> pd.DataFrame:
+    """A table of the pipeline, with the columns in their types.
+
+    Args:
+        path: a CSV file.
+        columns: the columns and their types.
+        made_by: the command that writes it, for the error.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    try:
+        # Nothing is a missing value: a class may well be called NA or None.
+        return pd.read_csv(path, dtype=columns, keep_default_na=False, na_filter=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: run `cnnpipe {made_by}` first") from None
+
+
+def write(table: pd.DataFrame, path: Path, columns: dict[str, type]) -> None:
+    """The table as a CSV file with those columns in that order."""
+    table.to_csv(path, columns=list(columns), index=False, lineterminator="\n")
+
+
+def read_class_names(folder: str | Path) -> list[str]:
+    """The class names in the order of the network's outputs.
+
+    Raises:
+        UserError: there is no classes.json.
+    """
+    path = Path(folder) / "classes.json"
+    try:
+        names: list[str] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: run `cnnpipe resize` first") from None
+    return names
+
+
+def write_class_names(class_names: list[str], folder: Path) -> None:
+    """Puts classes.json into the folder."""
+    (folder / "classes.json").write_text(json.dumps(class_names, indent=2) + "\n")

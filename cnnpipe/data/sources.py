@@ -1,0 +1,281 @@
+"""Where images come from: each source fills data/raw with archives and a `source.json`.
+
+Downloads are checked against their checksums and kept in `.cnnpipe/downloads/`, so that a rerun,
+or an experiment in a workspace of its own, does not fetch them again.
+"""
+
+import logging
+import os
+import shutil
+import stat
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pooch
+import requests
+from tqdm import tqdm
+
+from cnnpipe.data import drawn_pets
+from cnnpipe.data.layout import NoClasses, places
+from cnnpipe.data.raw import Source, check_archive, jpeg, png
+from cnnpipe.errors import RunFailed, UserError
+from cnnpipe.params import Download
+from cnnpipe.workspace import repository_root
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published data set: files under an address, each with its checksum."""
+
+    address: str
+    checksums: dict[str, str]
+    """File name to `sha256:...` or `md5:...`; the authors publish either."""
+    class_names: tuple[str, ...] = ()
+    """For archives that number their classes."""
+
+
+_IDX_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+
+
+def _idx_checksums(*md5: str) -> dict[str, str]:
+    return {name: f"md5:{digest}" for name, digest in zip(_IDX_FILES, md5, strict=True)}
+
+
+PUBLISHED = {
+    # Microsoft Research's Asirra photos, as the tutorial uses them; about 1,700 of its 25,000
+    # files are mislabelled, odd or no images at all, and go to quarantine where unreadable.
+    "cats-dogs": Published(
+        "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F/",
+        {
+            "kagglecatsanddogs_5340.zip": "sha256:"
+            "b7974bd00a84a99921f36ee4403f089853777b5ae8d151c76a86e64900334af9"
+        },
+    ),
+    "mnist": Published(
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        _idx_checksums(
+            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "d53e105ee54ea40749a09fcbcd1e9432",
+            "9fb629c4189551a2d022fa330f9573f3",
+            "ec29112dd5afa0611ce80d1b7f02629c",
+        ),
+        tuple("0123456789"),
+    ),
+    # Xiao, Rasul and Vollgraf, "Fashion-MNIST" (2017), table 2, in the order of the numbers.
+    "fashion-mnist": Published(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        _idx_checksums(
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "25c81989df183df01b3e8a0aad5dffbe",
+            "bef4ecab320f06d8554ea6380940ec79",
+            "bb300cfdad3c16e7a12a480ee83cd310",
+        ),
+        (
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+    ),
+}
+
+
+def obtain(settings: Download, seed: int, folder: Path) -> Source:
+    """Fills the folder, which exists and is empty, with the data set that the settings name.
+
+    Returns:
+        What was obtained, as in the folder's `source.json`.
+
+    Raises:
+        UserError: there is no such folder, it holds no class folders, or what was downloaded is
+            not the archive that the settings describe.
+        RunFailed: the server could not be reached.
+    """
+    limit = settings.limit_per_class
+    if settings.source == "drawn-pets":
+        names = _pack(_draw_pets(seed), folder)
+        source = Source(settings.source, f"drawn by cnnpipe from seed {seed}", names, limit)
+    elif settings.source == "digits":
+        names = _pack(_digits(), folder)
+        source = Source(settings.source, "scikit-learn's load_digits", names, limit)
+    elif settings.source == "folder":
+        source = _obtain_folder(settings, folder)
+    elif settings.source == "url":
+        assert settings.url is not None and settings.sha256 is not None  # params.load's work
+        name = unquote(Path(urlsplit(settings.url).path).name) or "archive"
+        archive = fetch(settings.url, name, f"sha256:{settings.sha256}")
+        check_archive(archive)
+        source = Source(settings.source, settings.url, _take([archive], folder), limit)
+    else:
+        published = PUBLISHED[settings.source]
+        files = [
+            fetch(published.address + name, name, checksum)
+            for name, checksum in published.checksums.items()
+        ]
+        names = _take(files, folder)
+        source = Source(settings.source, published.address, names, limit, published.class_names)
+    source.write(folder)
+    return source
+
+
+def fetch(url: str, name: str, checksum: str) -> Path:
+    """The path of the downloaded file, its checksum verified; downloaded only if not there yet.
+
+    Args:
+        url: http or https.
+        name: the file's name.
+        checksum: `sha256:...` or `md5:...`.
+
+    Raises:
+        UserError: the file is not the one with that checksum, or the URL cannot be one.
+        RunFailed: the server could not be reached, or refused, four times in a row.
+    """
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise UserError(f"download.url = {url!r}: must begin with http:// or https://")
+    folder = repository_root() / ".cnnpipe" / "downloads" / checksum.split(":")[1][:16]
+    logging.getLogger("pooch").setLevel(logging.WARNING)
+    store = pooch.create(folder, base_url="", registry={name: checksum}, urls={name: url},
+                         retry_if_failed=3)  # fmt: skip
+    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
+    try:
+        return Path(store.fetch(name, downloader=downloader))
+    except requests.RequestException as error:
+        raise RunFailed(f"{url}: cannot be downloaded: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        if "hash" not in str(error):
+            raise
+        raise UserError(
+            f"{url}: what was downloaded does not have the checksum {checksum}: the file has "
+            "changed, or was damaged on the way, or the checksum is mistyped"
+        ) from None
+
+
+def source_folder(folder: str) -> Path:
+    """download.folder as a path that exists where the stage runs.
+
+    DVC runs queued experiments in a workspace of their own, to which only files known to git are
+    copied. There data/inbox is filled with links to the repository's own, so that the experiment
+    finds its images and DVC, which hashes the folder once more after the stage, records what was
+    really used.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    here, there = Path(folder), repository_root() / folder
+    if not there.is_dir():
+        raise UserError(f"download.folder = {folder}: no such folder")
+    if not here.is_absolute() and here.resolve() != there.resolve():
+        shutil.copytree(there, here, copy_function=_link, dirs_exist_ok=True)
+    return here
+
+
+def _link(source: str, target: str) -> None:
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
+
+
+def _obtain_folder(settings: Download, folder: Path) -> Source:
+    origin = source_folder(settings.folder)
+    skipped: dict[str, str] = {}
+    paths = list(_files_under(origin, skipped))
+    try:
+        wanted = sorted(places([*paths, *skipped]))
+    except NoClasses as error:
+        raise UserError(f"download.folder = {settings.folder}: {error}") from None
+
+    def contents() -> Iterator[tuple[str, bytes]]:
+        for path in wanted:
+            if path not in skipped:
+                try:
+                    yield path, (origin / path).read_bytes()
+                except OSError as error:
+                    skipped[path] = f"cannot be read: {error.strerror}"
+
+    names = _pack(tqdm(contents(), "packing", len(wanted), unit="image", disable=None), folder)
+    skipped = {path: skipped[path] for path in wanted if path in skipped}
+    where = str((repository_root() / settings.folder).resolve())
+    return Source("folder", where, names, settings.limit_per_class, skipped=skipped)
+
+
+def _files_under(top: Path, skipped: dict[str, str]) -> Iterator[str]:
+    """The relative paths of all files; what is none goes to `skipped`. Links are followed once."""
+    seen = set()
+    for parent, folders, files in os.walk(top, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for name in files:
+            path = Path(parent, name)
+            relative = path.relative_to(top).as_posix()
+            try:
+                regular = stat.S_ISREG(path.stat().st_mode)
+            except OSError as error:
+                skipped[relative] = f"cannot be read: {error.strerror}"
+                continue
+            if regular:
+                yield relative
+            else:
+                skipped[relative] = "not a file"
+
+
+def _pack(contents: Iterable[tuple[str, bytes]], folder: Path) -> tuple[str, ...]:
+    """One archive of the files, the same bytes each time: DVC hashes one file faster than many.
+
+    Stored, not deflated, since images are compressed already.
+    """
+    with zipfile.ZipFile(folder / "images.zip", "w", zipfile.ZIP_STORED) as archive:
+        for path, data in contents:
+            info = zipfile.ZipInfo(path, date_time=(1980, 1, 1, 0, 0, 0))  # zip's first day
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, data)
+    return ("images.zip",)
+
+
+def _take(files: list[Path], folder: Path) -> tuple[str, ...]:
+    for file in files:
+        _link(str(file), str(folder / file.name))
+    return tuple(file.name for file in files)
+
+
+def _draw_pets(seed: int) -> Iterator[tuple[str, bytes]]:
+    with ProcessPoolExecutor() as pool:
+        drawn = pool.map(partial(_drawn_pet, seed), range(drawn_pets.NUM_IMAGES), chunksize=16)
+        yield from tqdm(drawn, "drawing", drawn_pets.NUM_IMAGES, unit="image", disable=None)
+
+
+def _drawn_pet(seed: int, index: int) -> tuple[str, bytes]:
+    label, image = drawn_pets.draw(seed, index)
+    return f"{label}/{index:04d}.jpg", jpeg(image)
+
+
+def _digits() -> Iterator[tuple[str, bytes]]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    # 8 x 8 values of 0 to 16, scaled to the whole range of a pixel.
+    images = (digits.images * (255 / 16)).round().astype("uint8")
+    for i, (image, label) in enumerate(zip(images, digits.target, strict=True)):
+        yield f"{label}/{i:04d}.png", png(image)

@@ -1,0 +1,1 @@
+"""Evaluation: how good the predictions are, in numbers and in pictures."""

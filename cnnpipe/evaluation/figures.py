@@ -1,0 +1,103 @@
+"""Pictures of a training and its result, as matplotlib figures: no display, no network."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Okabe and Ito, "Color universal design" (2008): told apart by colour-blind people, too.
+_BLUE, _ORANGE = "#0072B2", "#D55E00"
+
+
+def curves(history: pd.DataFrame) -> Figure:
+    """Loss and accuracy by epoch, training and validation; the best epoch marked.
+
+    Args:
+        history: the columns of reports/train/history.csv.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=120)
+    best = history.sort_values(
+        ["val_accuracy", "val_loss"], ascending=[False, True], kind="stable"
+    ).iloc[0]
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for split, color in (("train", _BLUE), ("val", _ORANGE)):
+            axes.plot(history["epoch"], history[f"{split}_{name}"], "o-", ms=3.5, color=color,
+                      label={"train": "training", "val": "validation"}[split])  # fmt: skip
+        axes.axvline(best["epoch"], color="0.6", lw=1, ls=":", zorder=0)
+        axes.set(title=name, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.plot(best["epoch"], best["val_accuracy"], "o", ms=9, mfc="none", color=_ORANGE,
+              label=f"kept: epoch {best['epoch']:.0f}, {best['val_accuracy']:.3f}")  # fmt: skip
+    axes.legend(frameon=False)
+    return figure
+
+
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """Images by label (rows) and prediction (columns), shaded by the share of the row.
+
+    Args:
+        counts: (classes, classes).
+        class_names: their names.
+    """
+    size = len(class_names)
+    side = float(np.clip(2.2 + 0.55 * size, 4, 20))
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if size <= 30:  # more numbers than that cannot be read
+        for row, column in np.ndindex(counts.shape):
+            if counts[row, column] or size <= 10:
+                axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center",
+                          color="white" if shares[row, column] > 0.5 else "black")  # fmt: skip
+    names = [_short(name) for name in class_names]
+    axes.set_xticks(range(size), names, rotation=45 if size > 3 else 0,
+                    ha="right" if size > 3 else "center", parse_math=False)  # fmt: skip
+    axes.set_yticks(range(size), names, parse_math=False)
+    axes.set(xlabel="prediction", ylabel="label")
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def picture_grid(images: np.ndarray, captions: Sequence[str], title: str) -> Figure:
+    """Images side by side, a caption under each.
+
+    Args:
+        images: (n, H, W, 1 or 3) uint8; n may be 0, which the picture says.
+        captions: n of them, of one or two lines.
+        title: above all of them.
+    """
+    columns = min(8, max(4, len(images)))
+    rows = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(1.6 * columns, 2.05 * rows + 0.5), layout="constrained", dpi=100)
+    figure.suptitle(title if len(images) else f"{title}: none", parse_math=False)
+    for axes in figure.subplots(rows, columns, squeeze=False).ravel():
+        axes.set_axis_off()
+    for axes, image, caption in zip(figure.axes, images, captions, strict=False):
+        axes.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray", vmin=0, vmax=255)
+        axes.set_title(caption, fontsize=8, y=-0.02, va="top", parse_math=False)
+    return figure
+
+
+def sample_captions(labels: Sequence[str]) -> list[str]:
+    """The class names as captions."""
+    return [_short(label) for label in labels]
+
+
+def mistake_captions(
+    labels: Sequence[str], predictions: Sequence[str], confidences: Sequence[float]
+) -> list[str]:
+    """What each image is and what it was taken for."""
+    return [
+        f"{_short(label)}\ntaken for {_short(prediction)}, {confidence:.0%}"
+        for label, prediction, confidence in zip(labels, predictions, confidences, strict=True)
+    ]
+
+
+def _short(name: str) -> str:
+    name = " ".join(name.split())
+    return name if len(name) <= 16 else name[:15] + "…"

@@ -1,0 +1,137 @@
+"""A network together with all that a prediction needs, and its file.
+
+The file is one safetensors file: the weights, and in the header the settings of the network, the
+class names, and how an image is prepared for it. Nothing in it is ever executed.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cnnpipe.errors import UserError
+from cnnpipe.network.geometry import Shape
+from cnnpipe.network.model import build
+from cnnpipe.params import Model
+from cnnpipe.workspace import whole_file
+
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What happens to an image before the network sees it."""
+
+    size: int
+    """Height and width, pixels."""
+    mode: str
+    """resize.mode."""
+    color: str
+    """resize.color."""
+    mean: tuple[float, ...]
+    """Of each channel over the training images, 0-255."""
+    std: tuple[float, ...]
+    """Likewise the standard deviation, above 0."""
+
+    @property
+    def input_shape(self) -> Shape:
+        """(C, H, W)."""
+        return len(self.mean), self.size, self.size
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) of 0-255, uint8 or floating point, to zero mean and unit variance."""
+        mean, std = (
+            torch.tensor(values, device=images.device).view(1, -1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return (images.float() - mean) / std
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained network and everything that a prediction needs besides."""
+
+    network: nn.Module
+    model: Model
+    preparation: Preparation
+    class_names: tuple[str, ...]
+    run_id: str = ""
+    """The MLflow run that trained it."""
+
+    def class_logits(self, images: Tensor) -> Tensor:
+        """Normalised (N, C, H, W) images to (N, classes) float32; softmax makes probabilities.
+
+        A sigmoid unit's logit z becomes (0, z), since softmax((0, z)) = (1 - sigmoid(z),
+        sigmoid(z)): from here on both heads are the same, and binary cross-entropy is the
+        cross-entropy of these.
+        """
+        logits = self.network(images).float()
+        if self.model.head == "sigmoid":
+            return torch.cat([torch.zeros_like(logits), logits], dim=1)
+        return logits
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Images as they are stored, (N, C, H, W) uint8, to (N, classes) float32 probabilities.
+
+        Call it in evaluation mode and without gradients.
+        """
+        normalised = self.preparation.normalise(images)
+        result = self.class_logits(normalised).softmax(dim=1)
+        if self.model.flip_average:
+            result = (result + self.class_logits(normalised.flip(3)).softmax(dim=1)) / 2
+        return result
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model file, whole or not at all."""
+        header = {
+            "format": _FORMAT,
+            "model": self.model.model_dump(),
+            "preparation": vars(self.preparation),
+            "class_names": self.class_names,
+            "run_id": self.run_id,
+        }
+        weights = {key: value.contiguous() for key, value in self.network.state_dict().items()}
+        with whole_file(path) as part:
+            save_file(weights, part, metadata={"cnnpipe": json.dumps(header)})
+
+    @staticmethod
+    def load(path: str | Path, device: str = "cpu") -> "Classifier":
+        """The classifier in a model file, in evaluation mode.
+
+        Raises:
+            UserError: the file is missing, damaged, or no model file of this program.
+        """
+        try:
+            with safe_open(path, framework="pt", device=device) as file:
+                header = json.loads((file.metadata() or {})["cnnpipe"])
+                weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if header["format"] != _FORMAT:
+                raise UserError(
+                    f"{path}: model file of format {header['format']}, this is {_FORMAT}: "
+                    "use the cnnpipe that wrote it"
+                )
+            return _classifier(header, weights, device)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file: run `dvc repro train` first") from None
+        except (SafetensorError, ValidationError, KeyError, ValueError, TypeError, RuntimeError,
+                OSError) as error:  # fmt: skip
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: not a whole cnnpipe model file: {reason}") from None
+
+
+def _classifier(header: dict[str, Any], weights: dict[str, Tensor], device: str) -> Classifier:
+    model = Model.model_validate(header["model"])
+    lists = {key: tuple(header["preparation"][key]) for key in ("mean", "std")}
+    preparation = Preparation(**{**header["preparation"], **lists})
+    class_names = tuple(header["class_names"])
+    network = build(model, preparation.input_shape, len(class_names))
+    network.load_state_dict(weights)
+    # The layout of the stored images; the same in training and prediction, to the bit.
+    network.to(device=torch.device(device), memory_format=torch.channels_last).eval()
+    return Classifier(network, model, preparation, class_names, header["run_id"])

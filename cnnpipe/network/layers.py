@@ -1,0 +1,129 @@
+"""The PyTorch module of each layer in `cnnpipe.network.geometry`."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnpipe.network import geometry
+from cnnpipe.network.geometry import Layer, Padding, Shape
+
+
+class L2Pool(nn.Module):
+    """The L2 norm of each window, sqrt(sum of squares): (N, C, H, W) to (N, C, H // k, W // k)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The pooled feature maps."""
+        sums = F.avg_pool2d(x.square(), self.size) * self.size**2
+        # After ReLU a window of zeros is common, and there the square root has no derivative:
+        # without the epsilon (torch.nn.LPPool2d has none) the first such window makes all NaN.
+        return (sums + 1e-12).sqrt()
+
+
+class Residual(nn.Module):
+    """relu(x' + f(x)): (N, C, H, W) to (N, filters, H, W); see `geometry.Residual`."""
+
+    def __init__(self, channels: int, filters: int, widens: bool) -> None:
+        super().__init__()
+        self.convolution_1 = nn.Conv2d(channels, filters, 3, padding=1, bias=False)
+        self.norm_1 = nn.BatchNorm2d(filters)
+        self.convolution_2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
+        self.norm_2 = nn.BatchNorm2d(filters)
+        self.skip = (
+            nn.Sequential(nn.Conv2d(channels, filters, 1, bias=False), nn.BatchNorm2d(filters))
+            if widens
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The feature maps of x, refined."""
+        out = F.relu(self.norm_1(self.convolution_1(x)))
+        out = self.norm_2(self.convolution_2(out))
+        return F.relu(out + self.skip(x))
+
+
+def modules(layers: list[Layer], input_shape: Shape) -> list[tuple[str, nn.Module]]:
+    """The layers' modules by name, in the order in which they are computed.
+
+    Max pooling changes places with the ReLU before it: the maximum of the positive parts is the
+    positive part of the maximum, and ReLU then has a quarter of the values to go through.
+    """
+    shapes = geometry.shapes(layers, input_shape)
+    result = [
+        (layer.name, _module(layer, shape))
+        for layer, shape in zip(layers, shapes, strict=False)
+    ]
+    for i in range(len(result) - 1):
+        if isinstance(result[i][1], nn.ReLU) and isinstance(result[i + 1][1], nn.MaxPool2d):
+            result[i], result[i + 1] = result[i + 1], result[i]
+    return result
+
+
+def initialise(network: nn.Module, init: str) -> None:
+    """Fills the weights in place from PyTorch's global generator; biases become zero.
+
+    `normal` has standard deviation 0.05, Keras's RandomNormal. `he_normal` is for ReLU.
+
+    Source: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
+    networks" (2010); He et al., "Delving deep into rectifiers" (2015).
+    """
+    fill = {
+        "normal": lambda weight: nn.init.normal_(weight, std=0.05),
+        "xavier_uniform": nn.init.xavier_uniform_,
+        "xavier_normal": nn.init.xavier_normal_,
+        "he_normal": lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"),
+    }[init]
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            fill(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _module(layer: Layer, shape: Shape) -> nn.Module:
+    match layer:
+        case geometry.Convolution():
+            return _convolution(layer, shape)
+        case geometry.BatchNorm():
+            return nn.BatchNorm2d(shape[0])
+        case geometry.Relu():
+            return nn.ReLU()
+        case geometry.Pooling():
+            pooling = {"max": nn.MaxPool2d, "average": nn.AvgPool2d, "l2": L2Pool}
+            return pooling[layer.kind](layer.size)
+        case geometry.Residual():
+            return Residual(shape[0], layer.filters, layer.widens(shape))
+        case geometry.GlobalAverage():
+            return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        case geometry.Flatten():
+            return nn.Flatten()
+        case geometry.Dropout():
+            return nn.Dropout(layer.rate)
+        case geometry.Dense():
+            return nn.Linear(shape[0] * shape[1] * shape[2], layer.units)
+    raise TypeError(f"no module for the layer {layer}")
+
+
+def _convolution(layer: geometry.Convolution, shape: Shape) -> nn.Module:
+    padding = _sides(layer.kernel_size, layer.padding)
+    convolution = nn.Conv2d(
+        shape[0],
+        layer.filters,
+        layer.kernel_size,
+        layer.stride,
+        padding=padding if isinstance(padding, int) else 0,
+    )
+    if isinstance(padding, int):
+        return convolution
+    return nn.Sequential(nn.ZeroPad2d(padding), convolution)
+
+
+def _sides(kernel_size: int, padding: Padding) -> int | tuple[int, int, int, int]:
+    """P, or (left, right, top, bottom) where F - 1 is odd and one side gets the zero more."""
+    total = geometry.total_padding(kernel_size, padding)
+    if total % 2 == 0:
+        return total // 2
+    return (total // 2, total - total // 2) * 2
+

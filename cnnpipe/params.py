@@ -1,0 +1,304 @@
+"""The schema of params.yaml: one model a section, and the checks that need no data.
+
+The defaults are the settings of the tutorial that this project began with. `load` is the first
+thing every stage does, so that an impossible setting stops the pipeline before anything runs.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from cnnpipe.errors import UserError
+from cnnpipe.network.architectures import layers_of
+from cnnpipe.network.geometry import ImpossibleSize, PoolingKind, Shape, shapes
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """What all sections have in common: unknown keys, guessed types and NaN are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class Base(Section):
+    """What concerns more than one stage."""
+
+    seed: int = Field(42, ge=0, lt=2**32)
+    """All randomness follows from it: the drawn images, the split, the weights, the batches."""
+
+
+class Download(Section):
+    """Where the images come from."""
+
+    source: Literal[
+        "drawn-pets", "digits", "cats-dogs", "mnist", "fashion-mnist", "folder", "url"
+    ] = "drawn-pets"
+    """The data set: built in, a known download, or the user's own."""
+    folder: str = Field("data/inbox", min_length=1)
+    """For `folder`: class folders, or train/val/test folders of class folders."""
+    url: str | None = Field(None, min_length=1)
+    """For `url`: a zip or tar archive of such folders."""
+    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = None
+    """For `url`: the archive's checksum, in hexadecimal."""
+    limit_per_class: PositiveInt | None = None
+    """At most so many images of each class, for a quick look; null takes all."""
+
+
+class Resize(Section):
+    """The one size that all images get."""
+
+    size: int = Field(300, ge=1, le=4096)
+    """Height and width, in pixels."""
+    mode: Literal["stretch", "crop", "pad"] = "stretch"
+    """Another aspect is stretched to the square, cut to it, or filled up with black."""
+    color: Literal["rgb", "grey"] = "rgb"
+    """Three channels or one."""
+    workers: Literal["auto"] | PositiveInt = "auto"
+    """Processes; auto is one a core. The result does not depend on it."""
+
+
+class Split(Section):
+    """The shares held out. An official test or validation split is kept instead."""
+
+    val: Share = 0.15
+    """The share that chooses the checkpoint."""
+    test: Share = 0.15
+    """The share that is opened once, by `evaluate`."""
+
+
+class Model(Section):
+    """The network; `cnnpipe summary` prints what these settings make."""
+
+    architecture: Literal["article", "deep", "residual", "mlp"] = "article"
+    """A function in cnnpipe/network/architectures.py."""
+    filters: int = Field(10, ge=1, le=4096)
+    """Of the first convolution; `deep` and `residual` double it from block to block."""
+    kernel_size: PositiveInt = 5
+    """F, in pixels: a filter is F x F."""
+    stride: PositiveInt = 1
+    """S: how far a filter moves, in pixels."""
+    padding: Literal["valid", "same"] | Annotated[int, Field(ge=0)] = "valid"
+    """No zeros around the image, as many as keep its size at stride 1, or so many a side (P)."""
+    pooling: PoolingKind = "max"
+    """What becomes of a window: its maximum, its average, or its L2 norm."""
+    pool_size: PositiveInt = 2
+    """Height, width and stride of that window."""
+    blocks: int = Field(1, ge=1, le=16)
+    """Of convolution and pooling (`deep`), residual (`residual`), hidden layers (`mlp`)."""
+    dense_units: int = Field(0, ge=0, le=65536)
+    """Units of a hidden dense layer before the output; 0 is no such layer."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """The share of values set to zero before the output while training."""
+    batch_norm: bool = False
+    """Batch normalisation after each convolution (`residual` always has it)."""
+    head: Literal["softmax", "sigmoid"] = "softmax"
+    """A unit a class and cross-entropy, or one unit for two classes and binary cross-entropy."""
+    init: Literal["normal", "xavier_uniform", "xavier_normal", "he_normal"] = "xavier_uniform"
+    """How the weights begin."""
+    flip_average: bool = False
+    """Predict the mean of an image's and its mirror image's probabilities."""
+
+
+class Train(Section):
+    """How the network learns."""
+
+    epochs: PositiveInt = 5
+    """Times that every training image is seen; fewer where `patience` ends it."""
+    batch_size: PositiveInt = 128
+    """Images a step."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """`sgd` has Nesterov momentum 0.9."""
+    learning_rate: float = Field(0.001, gt=0)
+    """The peak, where a schedule varies it."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled for `adamw`, an L2 penalty for the others; none on biases and normalisations."""
+    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
+    """The learning rate step by step: level, falling to zero, or rising first."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """The share of each label spread over all classes."""
+    augment: Literal["none", "flip", "crop", "photo"] = "none"
+    """Mirror; random resized crop and mirror; or these and brightness, contrast, saturation."""
+    crop_size: PositiveInt | None = None
+    """For `crop` and `photo`: the size trained at, in pixels; null is resize.size."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` weighs each class in the loss by the inverse of its frequency."""
+    patience: PositiveInt | None = None
+    """Stop after so many epochs without a better validation; null is never."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto is bfloat16 on a GPU that has it, else float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is the GPU where there is one."""
+
+
+class Evaluate(Section):
+    """How the test split is judged."""
+
+    calibration_bins: PositiveInt = 15
+    """Equal intervals of confidence for the calibration error."""
+    mistakes: PositiveInt = 16
+    """The most confident mistakes to show."""
+
+
+class Params(Section):
+    """params.yaml, validated."""
+
+    base: Base = Base()
+    download: Download = Download()
+    resize: Resize = Resize()
+    split: Split = Split()
+    model: Model = Model()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+
+    @property
+    def input_shape(self) -> Shape:
+        """(C, H, W) of the images that the network gets."""
+        return (1 if self.resize.color == "grey" else 3, self.resize.size, self.resize.size)
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its dotted name, as -S, `dvc params diff` and MLflow call it."""
+        return {
+            f"{section}.{key}": value
+            for section, settings in self.model_dump().items()
+            for key, value in settings.items()
+        }
+
+
+def load(path: str | Path) -> Params:
+    """The settings in a params.yaml.
+
+    Raises:
+        UserError: the file cannot be read, or holds unknown keys or impossible values. All
+            mistakes are in the one message.
+    """
+    try:
+        # DVC's own reader, so that a value means the same to both: 1e-3 is a number (YAML 1.2).
+        content = YAML(typ="safe", pure=True).load(Path(path))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file: run cnnpipe in the folder that holds it"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML: {error.problem}") from None
+    except Exception as error:  # the reader raises many kinds for control characters and the like
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold the sections {', '.join(Params.model_fields)}")
+    try:
+        params = Params.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {'; '.join(_mistakes(error.errors()))}") from None
+    if mistakes := _contradictions(params):
+        raise UserError(f"{path}: {'; '.join(mistakes)}")
+    return params
+
+
+def _contradictions(params: Params) -> list[str]:
+    """What is wrong between settings that are each possible alone."""
+    download, split, model, train = params.download, params.split, params.model, params.train
+    mistakes = []
+    if download.source == "url":
+        mistakes += [
+            f"download.{key} is null: the source url needs it"
+            for key in ("url", "sha256")
+            if getattr(download, key) is None
+        ]
+    if split.val + split.test >= 1:
+        mistakes.append(
+            f"split.val + split.test = {split.val + split.test:g}: must leave images to train on, "
+            "so less than 1"
+        )
+    if model.architecture == "article" and model.blocks > 1:
+        mistakes.append(
+            f"model.blocks = {model.blocks}: the article's network has one block; "
+            "use model.architecture=deep for more"
+        )
+    if isinstance(model.padding, int) and model.padding >= model.kernel_size:
+        mistakes.append(
+            f"model.padding = {model.padding}: must be less than model.kernel_size, "
+            f"{model.kernel_size}, or a filter would see nothing but zeros"
+        )
+    if train.crop_size is not None:
+        if train.augment not in ("crop", "photo"):
+            mistakes.append(
+                f"train.crop_size = {train.crop_size}: train.augment is {train.augment}, which "
+                "does not crop; use crop or photo, or null"
+            )
+        if model.architecture != "residual":
+            mistakes.append(
+                f"train.crop_size = {train.crop_size}: the network {model.architecture} takes one "
+                "size only; use null, or model.architecture=residual"
+            )
+        if train.crop_size > params.resize.size:
+            mistakes.append(
+                f"train.crop_size = {train.crop_size}: must be at most resize.size, "
+                f"{params.resize.size}"
+            )
+    sizes = [params.resize.size]
+    if train.crop_size is not None and train.crop_size < params.resize.size:
+        sizes.append(train.crop_size)
+    for size in sizes:
+        try:
+            shapes(layers_of(model, num_classes=2), (params.input_shape[0], size, size))
+        except ImpossibleSize as error:
+            mistakes.append(
+                f"{error}: use a larger resize.size, fewer model.blocks, or a smaller "
+                "model.kernel_size, stride or pool_size"
+            )
+    return mistakes
+
+
+def _mistakes(errors: list[ErrorDetails]) -> list[str]:
+    """A clause for each wrong key: the key, the value, what is allowed."""
+    allowed: dict[tuple[str, ...], list[str]] = {}
+    given: dict[tuple[str, ...], Any] = {}
+    for error in errors:
+        key = tuple(str(part) for part in error["loc"][:2])
+        if error["type"] == "extra_forbidden":
+            text = f"{'.'.join(key)}: unknown{_suggestion(key)}"
+            allowed[key] = [text]
+            continue
+        given[key] = error["input"]
+        # A value of two possible types fails twice: "... or ...".
+        text = error["msg"].replace("Input should be", "must be")
+        if error["type"] == "string_pattern_mismatch":
+            text = "must be 64 hexadecimal digits, in small letters"
+        allowed.setdefault(key, []).append(text[0].lower() + text[1:])
+    return [
+        f"{'.'.join(key)} = {_shown(given[key])}: {' or '.join(texts)}" if key in given else texts[0]
+        for key, texts in allowed.items()
+    ]
+
+
+def _suggestion(key: tuple[str, ...]) -> str:
+    section: type[BaseModel] = Params
+    if len(key) == 2:
+        annotation = Params.model_fields[key[0]].annotation
+        assert annotation is not None
+        section = annotation
+    known = list(section.model_fields)
+    close = difflib.get_close_matches(key[-1], known, n=1)
+    return f", did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+def _shown(value: Any) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,90 @@
+"""evaluate: from the model and the test split to reports/test/. The only reader of the test split."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cnnpipe import tracking
+from cnnpipe.data import manifest
+from cnnpipe.data.store import open_images
+from cnnpipe.errors import UserError
+from cnnpipe.evaluation import figures
+from cnnpipe.evaluation.metrics import (
+    confident_mistakes,
+    confusion,
+    metrics,
+    per_class,
+)
+from cnnpipe.network.classifier import Classifier
+from cnnpipe.params import Params
+from cnnpipe.training.batches import Batches
+from cnnpipe.training.loop import choose_device, predict
+from cnnpipe.workspace import whole_folder
+
+MODEL = Path("models/model.safetensors")
+
+
+def run(params: Params) -> None:
+    """Judges the model on the test split, and registers it.
+
+    Raises:
+        UserError: an input is missing, or the model was trained on other classes.
+        RunFailed: the tracker cannot be reached.
+    """
+    images, _ = open_images("data/resized")
+    table = manifest.read("data/split.csv", manifest.SPLIT_COLUMNS, "split")
+    device = choose_device(params.train.device)
+    classifier = Classifier.load(MODEL, device.type)
+    class_names = classifier.class_names
+    if list(class_names) != manifest.read_class_names("data/resized"):
+        raise UserError(f"{MODEL} was trained on other classes: run `cnnpipe train` again")
+    rows = np.flatnonzero(table["split"] == "test")
+    test = table.iloc[rows]
+    labels = pd.Categorical(test["label"], categories=list(class_names)).codes.astype(np.int64)
+    batches = Batches(images, rows, labels, batch_size=64, device=device)
+    probabilities = predict(classifier, batches)
+
+    result = metrics(probabilities, labels, params.evaluate.calibration_bins)
+    predictions = test[["path", "label"]].assign(
+        prediction=[class_names[i] for i in probabilities.argmax(axis=1)],
+        **{f"probability_{name}": probabilities[:, i] for i, name in enumerate(class_names)},
+    )
+    classes = per_class(probabilities, labels)
+    classes.insert(0, "label", list(class_names))
+    worst = confident_mistakes(probabilities, labels, params.evaluate.mistakes)
+    captions = figures.mistake_captions(
+        test["label"].iloc[worst].tolist(),
+        predictions["prediction"].iloc[worst].tolist(),
+        probabilities.max(axis=1)[worst].tolist(),
+    )
+    pictures = {
+        "confusion.png": figures.confusion_matrix(confusion(probabilities, labels), class_names),
+        "mistakes.png": figures.picture_grid(
+            images[rows[worst]], captions, "most confident mistakes"
+        ),
+    }
+    trained_by = json.loads(Path("models/run.json").read_text())["run_id"]
+    with (
+        whole_folder("reports/test") as folder,
+        tracking.reopen_run(trained_by, f"{params.model.architecture} evaluated", {}) as tracked,
+    ):
+        (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+        predictions.to_csv(folder / "predictions.csv", index=False, lineterminator="\n")
+        classes.to_csv(folder / "classes.csv", index=False, lineterminator="\n")
+        for name, figure in pictures.items():
+            figure.savefig(folder / name, format="png")
+            tracked.log_figure(figure, f"test/{name}")
+        ids = {"run_id": tracked.id, "experiment_id": tracked.experiment_id}
+        (folder / "run.json").write_text(json.dumps(ids, indent=2) + "\n")
+        tracked.log_metrics({f"test/{key}": value for key, value in result.items()})
+        for name in ("predictions.csv", "classes.csv"):
+            tracked.log_file(folder / name, "test")
+        tracked.log_model(MODEL, class_names)
+    print(
+        f"test accuracy {result['accuracy']:.4f} "
+        f"({result['accuracy_low']:.4f} to {result['accuracy_high']:.4f} with 95 % confidence) "
+        f"on {len(rows):,} images"
+    )

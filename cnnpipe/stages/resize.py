@@ -1,0 +1,142 @@
+"""resize: from data/raw/ to data/resized/, every image at one size, in a few uint8 arrays.
+
+The unit of work is a shard: a process decodes, hashes and resizes the shard's images and writes
+the shard, so that no pixels travel between processes and memory stays at a shard a process.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from cnnpipe.data import manifest
+from cnnpipe.data.decode import UnreadableImage, decode
+from cnnpipe.data.duplicates import perceptual_hash
+from cnnpipe.data.raw import Raw, RawImage, Source, open_raw
+from cnnpipe.data.resizer import prepare
+from cnnpipe.errors import UserError
+from cnnpipe.params import Params, Resize
+from cnnpipe.workspace import whole_folder
+
+# Large enough for few files, small enough that a shard a process fits into memory with ease.
+_SHARD_BYTES = 64 << 20
+# Small data sets are cut into about so many, so that the cores finish together.
+_MIN_SHARDS = 16
+
+
+def run(params: Params) -> None:
+    """Fills data/resized/.
+
+    Raises:
+        UserError: there is no data/raw/, or a class has no readable image.
+    """
+    settings = params.resize
+    with open_raw("data/raw") as (raw, files), whole_folder("data/resized") as folder:
+        shards = _shards(files, params.input_shape)
+        jobs = [(folder / f"images-{i:05d}.npy", shard) for i, shard in enumerate(shards)]
+        rows: list[dict[str, Any]] = []
+        quarantined = [
+            {"path": path, "reason": reason}
+            for path, reason in Source.read("data/raw").skipped.items()
+        ]
+        num_workers = min(_num_workers(settings), len(jobs))
+        with (
+            ProcessPoolExecutor(num_workers, initializer=_open, initargs=(raw,)) as pool,
+            tqdm(total=len(files), desc="resizing", unit="image", disable=None) as progress,
+        ):
+            for kept, refused in pool.map(partial(_write_shard, settings), jobs):
+                rows += kept
+                quarantined += refused
+                progress.update(len(kept) + len(refused))
+        class_names = _check_classes(files, rows, quarantined)
+        manifest.write(pd.DataFrame(rows), folder / "manifest.csv", manifest.COLUMNS)
+        manifest.write(
+            pd.DataFrame(quarantined, columns=list(manifest.QUARANTINE_COLUMNS)),
+            folder / "quarantine.csv",
+            manifest.QUARANTINE_COLUMNS,
+        )
+        manifest.write_class_names(class_names, folder)
+    size = f"{settings.size} x {settings.size}"
+    print(f"{len(rows):,} images of {len(class_names)} classes at {size}, {settings.color}")
+    if quarantined:
+        print(f"{len(quarantined):,} files quarantined, see data/resized/quarantine.csv")
+
+
+def _shards(files: list[RawImage], shape: tuple[int, int, int]) -> list[list[RawImage]]:
+    """The files in runs of equal length; it depends on nothing but their number and size."""
+    fitting = max(1, _SHARD_BYTES // int(np.prod(shape)))
+    length = min(fitting, -(-len(files) // _MIN_SHARDS))
+    return [files[i : i + length] for i in range(0, len(files), length)]
+
+
+def _num_workers(settings: Resize) -> int:
+    if settings.workers == "auto":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return settings.workers
+
+
+_raw: Raw  # in each worker process, the data set, opened once
+
+
+def _open(raw: Raw) -> None:
+    global _raw
+    _raw = raw
+
+
+def _write_shard(
+    settings: Resize, job: tuple[Path, list[RawImage]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Writes one shard of the readable images; the rows of the manifest and of the quarantine."""
+    path, files = job
+    channels = 1 if settings.color == "grey" else 3
+    pixels = np.empty((len(files), settings.size, settings.size, channels), np.uint8)
+    kept: list[dict[str, Any]] = []
+    refused: list[dict[str, Any]] = []
+    for file in files:
+        data = _raw.read(file.path)
+        try:
+            image = decode(data)
+        except UnreadableImage as error:
+            refused.append({"path": file.path, "reason": str(error)})
+            continue
+        row = len(kept)
+        pixels[row] = prepare(image, settings.size, settings.mode, settings.color)
+        kept.append(
+            {
+                "path": file.path,
+                "label": file.label,
+                "official": file.official,
+                "width": image.shape[1],
+                "height": image.shape[0],
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "phash": perceptual_hash(pixels[row]),
+                "shard": path.name,
+                "row": row,
+            }
+        )
+    if kept:
+        np.save(path, pixels[: len(kept)])
+    return kept, refused
+
+
+def _check_classes(
+    files: list[RawImage], rows: list[dict[str, Any]], quarantined: list[dict[str, Any]]
+) -> list[str]:
+    """The class names, sorted; a class of which nothing is left ends the run."""
+    found = Counter(row["label"] for row in rows)
+    reasons = {row["path"]: row["reason"] for row in quarantined}
+    for label, number in sorted(Counter(file.label for file in files).items()):
+        if not found[label]:
+            first = next(file.path for file in files if file.label == label)
+            raise UserError(
+                f"class {label!r}: none of its {number:,} files can be read as an image, the first "
+                f"is {first}: {reasons[first]}; remove the class or repair its files"
+            )
+    return sorted(found)

@@ -1,0 +1,181 @@
+"""train: from data/resized/ and data/split.csv to models/ and reports/train/.
+
+It never opens a test image: only the rows of the training and validation splits are read.
+"""
+
+import json
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cnnpipe import tracking
+from cnnpipe.data import manifest
+from cnnpipe.data.store import Images, open_images
+from cnnpipe.errors import UserError
+from cnnpipe.evaluation import figures
+from cnnpipe.network.classifier import Classifier, Preparation
+from cnnpipe.network.model import build
+from cnnpipe.network.summary import Summary, summarize
+from cnnpipe.params import Params
+from cnnpipe.training.batches import Batches, channel_statistics
+from cnnpipe.training.loop import Epoch, choose_device, fit
+from cnnpipe.workspace import whole_file
+
+HISTORY = Path("reports/train/history.csv")
+
+
+def run(params: Params) -> None:
+    """Trains the network; writes the model file, run.json, the history and the curves.
+
+    Raises:
+        UserError: an input is missing, or the network does not fit the number of classes.
+        RunFailed: the tracker cannot be reached, or the training diverges.
+    """
+    images, _ = open_images("data/resized")
+    table = manifest.read("data/split.csv", manifest.SPLIT_COLUMNS, "split")
+    class_names = manifest.read_class_names("data/resized")
+    if len(table) != len(images):
+        raise UserError(
+            f"data/split.csv has {len(table):,} images and data/resized {len(images):,}: "
+            "run `cnnpipe split` again"
+        )
+    try:
+        summary = summarize(params.model, params.input_shape, len(class_names))
+    except ValueError as error:
+        raise UserError(f"params.yaml: {error}") from None
+    device = choose_device(params.train.device)
+    # Only these rows of the store are ever touched here.
+    splits = {name: np.flatnonzero(table["split"] == name) for name in ("train", "val")}
+    labels = pd.Categorical(table["label"], categories=class_names).codes.astype(np.int64)
+
+    torch.manual_seed(params.base.seed)
+    network = build(params.model, params.input_shape, len(class_names))
+    network.to(device=device, memory_format=torch.channels_last)
+    mean, std = channel_statistics(images, splits["train"])
+    resize = params.resize
+    preparation = Preparation(resize.size, resize.mode, resize.color, mean, std)
+    train, val = (
+        Batches(images, rows, labels[rows], params.train.batch_size, device)
+        for rows in splits.values()
+    )
+    architecture = params.model.architecture
+    with tracking.start_run(
+        f"{architecture} {datetime.now():%Y-%m-%d %H:%M:%S}", _tags(device)
+    ) as tracked:
+        classifier = Classifier(
+            network, params.model, preparation, tuple(class_names), tracked.id
+        )
+        _log_start(tracked, params, summary, table, images, splits)
+        history: list[Epoch] = []
+
+        def on_epoch(epoch: Epoch) -> None:
+            history.append(epoch)
+            _write_history(history)
+            print(
+                f"epoch {epoch.epoch}/{params.train.epochs}: "
+                f"train loss {epoch.train_loss:.4f} accuracy {epoch.train_accuracy:.4f}, "
+                f"val loss {epoch.val_loss:.4f} accuracy {epoch.val_accuracy:.4f}, "
+                f"{epoch.seconds:.1f} s",
+                flush=True,
+            )
+            tracked.log_metrics(_epoch_metrics(epoch), step=epoch.epoch)
+
+        weights = _class_weights(params.train.class_weights, train.labels, len(class_names))
+        fit(
+            classifier, train, val, params.train,
+            None if weights is None else weights.to(device),
+            params.base.seed, device, on_epoch,
+        )  # fmt: skip
+        classifier.save("models/model.safetensors")
+        with whole_file("models/run.json") as part:
+            ids = {"run_id": tracked.id, "experiment_id": tracked.experiment_id}
+            part.write_text(json.dumps(ids, indent=2) + "\n")
+        curves = figures.curves(pd.read_csv(HISTORY))
+        with whole_file("reports/train/curves.png") as part:
+            curves.savefig(part, format="png")
+        tracked.log_figure(curves, "train/curves.png")
+        tracked.log_file(HISTORY, "train")
+    best = max(history, key=lambda epoch: epoch.score)
+    print(f"kept epoch {best.epoch}: val accuracy {best.val_accuracy:.4f}")
+
+
+def _tags(device: torch.device) -> dict[str, str]:
+    """What is known of the run only here: the data and the hardware."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
+    return {
+        "data_hash": tracking.digest("data/resized/manifest.csv", "data/split.csv"),
+        "device": device.type,
+        "gpu": gpu,
+        "torch_version": torch.__version__,
+        "torch_threads": str(torch.get_num_threads()),
+    }
+
+
+def _log_start(
+    tracked: tracking.Run,
+    params: Params,
+    summary: Summary,
+    table: pd.DataFrame,
+    images: Images,
+    splits: dict[str, np.ndarray],
+) -> None:
+    """Parameters, counts, data and sample pictures, before the first step."""
+    counts: dict[str, Any] = {
+        "model/parameters": summary.parameters,
+        "model/parameters_trainable": summary.parameters_trainable,
+        "model/parameters_mlp": summary.parameters_mlp,
+    }
+    tracked.log_params({**params.flat(), **counts})
+    tracked.log_metrics({key: float(value) for key, value in counts.items()})
+    data_hash = tracking.digest("data/resized/manifest.csv", "data/split.csv")
+    download = params.download
+    source = {"folder": download.folder, "url": str(download.url)}.get(
+        download.source, download.source
+    )
+    for split in ("train", "val", "test"):
+        part = table.loc[table["split"] == split, ["path", "label"]]
+        tracked.log_data(part, source, download.source, data_hash, split)
+    rows = _sample_rows(table, splits["train"])
+    captions = figures.sample_captions(table["label"].iloc[rows].tolist())
+    samples = figures.picture_grid(images[rows], captions, "training images")
+    tracked.log_figure(samples, "train/samples.png")
+
+
+def _sample_rows(table: pd.DataFrame, rows: np.ndarray, most: int = 24) -> np.ndarray:
+    """Rows of the training split, the classes in turn."""
+    labels = table["label"].iloc[rows]
+    turn = labels.groupby(labels).cumcount().to_numpy()
+    return rows[np.argsort(turn, kind="stable")][:most]
+
+
+def _epoch_metrics(epoch: Epoch) -> dict[str, float | None]:
+    return {
+        "train/loss": epoch.train_loss,
+        "train/accuracy": epoch.train_accuracy,
+        "val/loss": epoch.val_loss,
+        "val/accuracy": epoch.val_accuracy,
+        "train/learning_rate": epoch.learning_rate,
+        "train/seconds_per_epoch": epoch.seconds,
+    }
+
+
+def _write_history(history: list[Epoch]) -> None:
+    with whole_file(HISTORY) as part:
+        pd.DataFrame([asdict(epoch) for epoch in history]).to_csv(part, index=False)
+
+
+def _class_weights(kind: str, labels: np.ndarray, num_classes: int) -> torch.Tensor | None:
+    """(classes,) float32 of mean 1 over the images, or None.
+
+    Source: King and Zeng, "Logistic regression in rare events data" (2001), as scikit-learn's
+    `balanced`.
+    """
+    if kind == "none":
+        return None
+    counts = np.bincount(labels, minlength=num_classes)
+    return torch.tensor(len(labels) / (num_classes * counts), dtype=torch.float32)

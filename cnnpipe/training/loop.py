@@ -1,0 +1,207 @@
+"""The training loop: plain PyTorch, and every random choice a function of (seed, epoch, step)."""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cnnpipe.errors import RunFailed
+from cnnpipe.network.classifier import Classifier
+from cnnpipe.params import Train
+from cnnpipe.training.augment import augment
+from cnnpipe.training.batches import Batches
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of the history."""
+
+    epoch: int
+    """From 1."""
+    train_loss: float
+    """Over the epoch's steps, as optimised: augmented, smoothed, weighted, and still learning."""
+    train_accuracy: float
+    val_loss: float
+    """Plain cross-entropy, in nats, as log_loss in the evaluation."""
+    val_accuracy: float
+    learning_rate: float
+    """At the epoch's last step."""
+    seconds: float
+
+    @property
+    def score(self) -> tuple[float, float]:
+        """What the best checkpoint is chosen by: accuracy, and among equals the smaller loss."""
+        return self.val_accuracy, -self.val_loss
+
+
+def fit(
+    classifier: Classifier,
+    train: Batches,
+    val: Batches,
+    settings: Train,
+    class_weights: Tensor | None,
+    seed: int,
+    device: torch.device,
+    on_epoch: Callable[[Epoch], None],
+) -> list[Epoch]:
+    """Trains the classifier's network in place; it ends with the weights of its best epoch.
+
+    Args:
+        classifier: its network on the device.
+        train: the batches to learn from.
+        val: the batches that choose the checkpoint.
+        settings: the `train` section of params.yaml.
+        class_weights: (classes,) float32 on the device, or None.
+        seed: base.seed.
+        device: where the network is.
+        on_epoch: called with each epoch as it ends.
+
+    Raises:
+        RunFailed: the loss is not finite.
+    """
+    network = classifier.network
+    optimizer = _optimizer(network, settings)
+    total_steps = settings.epochs * train.num_steps
+    history: list[Epoch] = []
+    best: Epoch | None = None
+    best_weights: dict[str, Tensor] = {}
+    with tqdm(total=total_steps, desc="training", unit="step", disable=None) as progress:
+        for epoch in range(1, settings.epochs + 1):
+            started = time.perf_counter()
+            network.train()
+            # Summed on the device and read once an epoch: reading waits for the device.
+            sums = torch.zeros(2, device=device, dtype=torch.float64)
+            rate = 0.0
+            for step, (images, labels) in enumerate(train.shuffled(seed, epoch)):
+                rate = learning_rate(settings, (epoch - 1) * train.num_steps + step, total_steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                torch.manual_seed(step_seed(seed, epoch, step))
+                inputs = augment(images, settings.augment, settings.crop_size)
+                with autocast(settings, device):
+                    logits = classifier.class_logits(classifier.preparation.normalise(inputs))
+                loss = F.cross_entropy(
+                    logits, labels, class_weights, label_smoothing=settings.label_smoothing
+                )
+                if device.type == "cpu":  # elsewhere reading the loss would wait for the device
+                    _check_finite(loss.item(), epoch, step, rate)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                with torch.no_grad():
+                    hits = (logits.argmax(1) == labels).sum()
+                    sums += torch.stack([loss.detach() * len(labels), hits]).double()
+                progress.update()
+            train_loss, train_accuracy = (sums / len(train.rows)).tolist()
+            _check_finite(train_loss, epoch, train.num_steps - 1, rate)
+            val_loss, val_accuracy = judge(classifier, val)
+            row = Epoch(
+                epoch, train_loss, train_accuracy, val_loss, val_accuracy, rate,
+                time.perf_counter() - started,
+            )  # fmt: skip
+            history.append(row)
+            progress.set_postfix_str(f"val accuracy {val_accuracy:.3f}")
+            if best is None or row.score > best.score:
+                best, best_weights = row, copy.deepcopy(network.state_dict())
+            on_epoch(row)
+            if settings.patience and epoch - best.epoch >= settings.patience:
+                break
+    network.load_state_dict(best_weights)
+    network.eval()
+    return history
+
+
+def judge(classifier: Classifier, batches: Batches) -> tuple[float, float]:
+    """The cross-entropy, in nats, and the accuracy over the batches."""
+    probabilities = predict(classifier, batches)
+    truth = np.arange(len(batches.rows)), batches.labels
+    # Clipped as scikit-learn's log_loss does, so that one certain mistake is not infinite.
+    loss = -np.log(probabilities[truth].clip(np.finfo(probabilities.dtype).eps)).mean()
+    return float(loss), float((probabilities.argmax(1) == batches.labels).mean())
+
+
+def predict(classifier: Classifier, batches: Batches) -> np.ndarray:
+    """The probabilities of all images of the batches, (n, classes) float32, in their order.
+
+    Always in float32, whatever the network was trained in: validation, test and prediction agree.
+    """
+    classifier.network.eval()
+    with torch.inference_mode():
+        parts = [classifier.probabilities(images) for images, _ in batches.in_order()]
+        return torch.cat(parts).cpu().numpy()
+
+
+def learning_rate(settings: Train, step: int, total_steps: int) -> float:
+    """The learning rate of a step, counted from 0 over the whole training.
+
+    `one-cycle` rises from 1/25 of the peak over the first 30 % of the steps and falls to nothing,
+    both along a cosine.
+
+    Source: Smith and Topin, "Super-convergence" (2017); the shares are PyTorch's defaults.
+    """
+    peak = settings.learning_rate
+    done = step / max(1, total_steps)
+    if settings.schedule == "constant":
+        return peak
+    if settings.schedule == "cosine":
+        return peak * (1 + math.cos(math.pi * done)) / 2
+    if done < 0.3:
+        return peak / 25 + (peak - peak / 25) * (1 - math.cos(math.pi * done / 0.3)) / 2
+    return peak * (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
+
+
+def step_seed(seed: int, epoch: int, step: int) -> int:
+    """A seed of 64 bits for the augmentation and the dropout of one step."""
+    return int(np.random.SeedSequence([seed, epoch, step]).generate_state(1, np.uint64)[0])
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `train.device` names.
+
+    Raises:
+        RunFailed: `cuda` is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RunFailed("train.device = cuda: this machine has no usable GPU; use auto or cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def autocast(settings: Train, device: torch.device) -> torch.autocast:
+    """bfloat16 where it is asked for, or where a GPU has it and nothing else is asked for."""
+    on = settings.precision == "bfloat16" or (
+        settings.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    return torch.autocast(device.type, torch.bfloat16, enabled=on)
+
+
+def _optimizer(network: nn.Module, settings: Train) -> torch.optim.Optimizer:
+    weights = [p for p in network.parameters() if p.ndim > 1]
+    # Biases and the scales of normalisation layers have nothing to gain from being small.
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    rate = settings.learning_rate
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=rate)
+    return torch.optim.Adam(groups, lr=rate)
+
+
+def _check_finite(loss: float, epoch: int, step: int, rate: float) -> None:
+    if not math.isfinite(loss):
+        raise RunFailed(
+            f"the loss is {loss} at epoch {epoch}, step {step}, learning rate {rate:g}: "
+            "lower train.learning_rate"
+        )
