@@ -189,9 +189,7 @@ def load(path: str | Path) -> Params:
         # DVC's own reader, so that a value means the same to both: 1e-3 is a number (YAML 1.2).
         content = YAML(typ="safe", pure=True).load(Path(path))
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file: run cnnpipe in the folder that holds it"
-        ) from None
+        raise UserError(f"{path}: no such file: run cnnpipe in the folder that holds it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     except MarkedYAMLError as error:
@@ -283,17 +281,15 @@ def _mistakes(errors: list[ErrorDetails]) -> list[str]:
             text = "must be 64 hexadecimal digits, in small letters"
         allowed.setdefault(key, []).append(text[0].lower() + text[1:])
     return [
-        f"{'.'.join(key)} = {_shown(given[key])}: {' or '.join(texts)}" if key in given else texts[0]
+        f"{'.'.join(key)} = {_shown(given[key])}: {' or '.join(texts)}"
+        if key in given
+        else texts[0]
         for key, texts in allowed.items()
     ]
 
 
 def _suggestion(key: tuple[str, ...]) -> str:
-    section: type[BaseModel] = Params
-    if len(key) == 2:
-        annotation = Params.model_fields[key[0]].annotation
-        assert annotation is not None
-        section = annotation
+    section: Any = Params.model_fields[key[0]].annotation if len(key) == 2 else Params
     known = list(section.model_fields)
     close = difflib.get_close_matches(key[-1], known, n=1)
     return f", did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"

@@ -7,10 +7,12 @@ training before it begins; one that goes away later costs a warning, and the tra
 import fcntl
 import hashlib
 import importlib.metadata
+import logging
 import os
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,17 +27,22 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 # A training of the built-in data takes seconds.
 os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "2")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 import pandas as pd
 import requests
 from matplotlib.figure import Figure
+from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 
 import cnnpipe
 from cnnpipe.errors import RunFailed, UserError
 from cnnpipe.workspace import repository_root
+
+for _name in ("mlflow", "alembic"):  # what they do well is no news
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 EXPERIMENT = "cnnpipe"
 MODEL_NAME = "cnnpipe"
@@ -81,7 +88,11 @@ class Run:
 
         def log() -> None:
             data = mlflow.data.from_pandas(
-                table, source=source, targets="label", name=name, digest=digest
+                table,
+                source=CodeDatasetSource({"source": source}),
+                targets="label",
+                name=name,
+                digest=digest,
             )
             counts = table["label"].value_counts().sort_index()
             tags = {f"images.{label}": str(count) for label, count in counts.head(100).items()}
@@ -304,17 +315,20 @@ def _register(run_id: str, path: Path, class_names: Sequence[str]) -> None:
     outputs = [ColSpec(DataType.string, "prediction")]
     outputs += [ColSpec(DataType.double, f"probability_{name}") for name in class_names]
     package = Path(cnnpipe.__file__).parent
-    info = mlflow.pyfunc.log_model(
-        name="model",
-        python_model=str(package / "serving" / "pyfunc.py"),
-        artifacts={"model": str(path.resolve())},
-        code_paths=[str(package)],
-        signature=ModelSignature(
-            inputs=Schema([ColSpec(DataType.binary, "image")]), outputs=Schema(outputs)
-        ),
-        pip_requirements=_requirements(),
-        registered_model_name=MODEL_NAME,
-    )
+    with warnings.catch_warnings():
+        # It asks for an example of the input, which the signature makes unnecessary.
+        warnings.simplefilter("ignore", UserWarning)
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(package / "serving" / "pyfunc.py"),
+            artifacts={"model": str(path.resolve())},
+            code_paths=[str(package)],
+            signature=ModelSignature(
+                inputs=Schema([ColSpec(DataType.binary, "image")]), outputs=Schema(outputs)
+            ),
+            pip_requirements=_requirements(),
+            registered_model_name=MODEL_NAME,
+        )
     version = info.registered_model_version
     client.set_model_version_tag(MODEL_NAME, str(version), "model_digest", checksum)
 

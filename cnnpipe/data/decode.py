@@ -4,7 +4,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused: decoded, such a one takes 300 MB."""
@@ -45,7 +45,7 @@ def decode(data: bytes) -> np.ndarray:
             return np.asarray(_rgb(image))
     except UnreadableImage:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise UnreadableImage("not an image") from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -5,7 +5,7 @@ A copy in the test split of an image in the training split makes the test score 
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import scipy.fft
@@ -85,7 +85,7 @@ def _similar(hashes: Sequence[str]) -> Iterator[tuple[int, int]]:
     for row, code in enumerate(codes):
         rows_of[code].append(row)
     for same in rows_of.values():
-        yield from zip(same, same[1:], strict=False)
+        yield from pairwise(same)
     distinct = list(rows_of)
     bands = _MAX_DISTANCE + 1
     width = -(-64 // bands)

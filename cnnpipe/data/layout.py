@@ -56,9 +56,7 @@ def places(paths: list[str]) -> dict[str, Place]:
             depth += 1
             continue
         found = {
-            path: Place(parts[depth], "")
-            for path, parts in files.items()
-            if len(parts) > depth + 1
+            path: Place(parts[depth], "") for path, parts in files.items() if len(parts) > depth + 1
         }
         break
     labels = sorted({place.label for place in found.values()})

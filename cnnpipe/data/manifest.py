@@ -1,6 +1,7 @@
 """manifest.csv, quarantine.csv and classes.json: what is known of each image in data/resized/."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +23,7 @@ QUARANTINE_COLUMNS = {"path": str, "reason": str}
 SPLIT_COLUMNS = {"path": str, "label": str, "split": str, "group": int}
 
 
-def read(path: str | Path, columns: dict[str, type], made_by: str) -> pd.DataFrame:
+def read(path: str | Path, columns: Mapping[str, type], made_by: str) -> pd.DataFrame:
     """A table of the pipeline, with the columns in their types.
 
     Args:
@@ -40,7 +41,7 @@ def read(path: str | Path, columns: dict[str, type], made_by: str) -> pd.DataFra
         raise UserError(f"{path}: no such file: run `cnnpipe {made_by}` first") from None
 
 
-def write(table: pd.DataFrame, path: Path, columns: dict[str, type]) -> None:
+def write(table: pd.DataFrame, path: Path, columns: Mapping[str, type]) -> None:
     """The table as a CSV file with those columns in that order."""
     table.to_csv(path, columns=list(columns), index=False, lineterminator="\n")
 

@@ -265,8 +265,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 def _images(names: list[str]) -> list[RawImage]:
     return [
-        RawImage(path, place.label, place.official)
-        for path, place in sorted(places(names).items())
+        RawImage(path, place.label, place.official) for path, place in sorted(places(names).items())
     ]
 
 
@@ -281,4 +280,3 @@ def _limited(images: list[RawImage], limit: int | None) -> list[RawImage]:
             counts[image.label] = counts.get(image.label, 0) + 1
             chosen.add(image.path)
     return [image for image in images if image.path in chosen]
-

@@ -39,11 +39,7 @@ def assign_splits(
     splits = np.array([name or "train" for name in official], dtype="<U5")
     given = set(official)
     free = [row for row in range(len(labels)) if official[row] in ("", "train")]
-    shares = {
-        split: share
-        for split, share in (("test", test), ("val", val))
-        if split not in given
-    }
+    shares = {split: share for split, share in (("test", test), ("val", val)) if split not in given}
     members: dict[int, list[int]] = defaultdict(list)
     for row in free:
         members[int(groups[row])].append(row)

@@ -1,6 +1,5 @@
 """The resized images: a few .npy shards, uint8, mapped into memory and never read whole."""
 
-import bisect
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +28,12 @@ class Images:
         height, width, channels = self._shards[0].shape[1:]
         return len(self), height, width, channels
 
-    def __getitem__(self, rows: int | np.ndarray) -> np.ndarray:
-        if isinstance(rows, int | np.integer):
-            row = int(rows) + (len(self) if rows < 0 else 0)
-            if not 0 <= row < len(self):
-                raise IndexError(f"row {rows} of {len(self)}")
-            shard = bisect.bisect_right(self._ends, row)
-            return np.array(self._shards[shard][row - self._ends[shard]])
-        rows = np.arange(len(self))[rows]
+    def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
+        chosen = np.arange(len(self))[rows]
+        images = self._gather(np.atleast_1d(chosen))
+        return images.squeeze(0) if chosen.ndim == 0 else images
+
+    def _gather(self, rows: np.ndarray) -> np.ndarray:
         result = np.empty((len(rows), *self.shape[1:]), np.uint8)
         of_shard = np.searchsorted(self._ends, rows, side="right")
         for shard in np.unique(of_shard):
@@ -54,7 +51,7 @@ def open_images(folder: str | Path) -> tuple[Images, pd.DataFrame]:
     """
     table = manifest.read(Path(folder) / "manifest.csv", manifest.COLUMNS, "resize")
     shards = [
-        _shard(Path(folder) / name, rows)
+        _shard(Path(folder) / str(name), rows)
         for name, rows in table.groupby("shard", sort=False).size().items()
     ]
     return Images(shards), table

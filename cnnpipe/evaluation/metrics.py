@@ -40,7 +40,7 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: i
     """
     confidence = probabilities.max(axis=1)
     hits = probabilities.argmax(axis=1) == labels
-    # Intervals are open on the left: a confidence of exactly 0.8 belongs to the bin that ends there.
+    # Open on the left: a confidence of exactly 0.8 belongs to the interval that ends there.
     bins = np.ceil(confidence * num_bins).clip(1, num_bins).astype(int)
     gaps = (
         abs(hits[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean()
@@ -73,6 +73,8 @@ def metrics(
         labels: (N,) integers.
         num_bins: of the calibration error.
     """
+    probabilities = probabilities.astype(np.float64)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)  # float32 sums to 1 but roughly
     hits = int((probabilities.argmax(axis=1) == labels).sum())
     low, high = wilson_interval(hits, len(labels))
     return {
@@ -81,9 +83,7 @@ def metrics(
         "accuracy_high": high,
         "f1": float(per_class(probabilities, labels)["f1"].mean()),
         "roc_auc": roc_auc(probabilities, labels),
-        "log_loss": float(
-            log_loss(labels, probabilities.astype(float), labels=range(probabilities.shape[1]))
-        ),
+        "log_loss": float(log_loss(labels, probabilities, labels=range(probabilities.shape[1]))),
         "calibration_error": calibration_error(probabilities, labels, num_bins),
         "num_images": len(labels),
     }

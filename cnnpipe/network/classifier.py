@@ -71,7 +71,7 @@ class Classifier:
         sigmoid(z)): from here on both heads are the same, and binary cross-entropy is the
         cross-entropy of these.
         """
-        logits = self.network(images).float()
+        logits: Tensor = self.network(images).float()
         if self.model.head == "sigmoid":
             return torch.cat([torch.zeros_like(logits), logits], dim=1)
         return logits
@@ -133,5 +133,5 @@ def _classifier(header: dict[str, Any], weights: dict[str, Tensor], device: str)
     network = build(model, preparation.input_shape, len(class_names))
     network.load_state_dict(weights)
     # The layout of the stored images; the same in training and prediction, to the bit.
-    network.to(device=torch.device(device), memory_format=torch.channels_last).eval()
+    network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return Classifier(network, model, preparation, class_names, header["run_id"])

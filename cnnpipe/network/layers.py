@@ -1,5 +1,7 @@
 """The PyTorch module of each layer in `cnnpipe.network.geometry`."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -52,8 +54,7 @@ def modules(layers: list[Layer], input_shape: Shape) -> list[tuple[str, nn.Modul
     """
     shapes = geometry.shapes(layers, input_shape)
     result = [
-        (layer.name, _module(layer, shape))
-        for layer, shape in zip(layers, shapes, strict=False)
+        (layer.name, _module(layer, shape)) for layer, shape in zip(layers, shapes, strict=False)
     ]
     for i in range(len(result) - 1):
         if isinstance(result[i][1], nn.ReLU) and isinstance(result[i + 1][1], nn.MaxPool2d):
@@ -69,15 +70,15 @@ def initialise(network: nn.Module, init: str) -> None:
     Source: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
     networks" (2010); He et al., "Delving deep into rectifiers" (2015).
     """
-    fill = {
+    fills: dict[str, Callable[[Tensor], Tensor]] = {
         "normal": lambda weight: nn.init.normal_(weight, std=0.05),
         "xavier_uniform": nn.init.xavier_uniform_,
         "xavier_normal": nn.init.xavier_normal_,
         "he_normal": lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"),
-    }[init]
+    }
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            fill(module.weight)
+            fills[init](module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
@@ -91,7 +92,11 @@ def _module(layer: Layer, shape: Shape) -> nn.Module:
         case geometry.Relu():
             return nn.ReLU()
         case geometry.Pooling():
-            pooling = {"max": nn.MaxPool2d, "average": nn.AvgPool2d, "l2": L2Pool}
+            pooling: dict[str, Callable[[int], nn.Module]] = {
+                "max": nn.MaxPool2d,
+                "average": nn.AvgPool2d,
+                "l2": L2Pool,
+            }
             return pooling[layer.kind](layer.size)
         case geometry.Residual():
             return Residual(shape[0], layer.filters, layer.widens(shape))
@@ -126,4 +131,3 @@ def _sides(kernel_size: int, padding: Padding) -> int | tuple[int, int, int, int
     if total % 2 == 0:
         return total // 2
     return (total // 2, total - total // 2) * 2
-

@@ -35,7 +35,9 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]
         except UnreadableImage as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
         names = self.predictor.class_names
-        table = pd.DataFrame(probabilities.astype(float), columns=[f"probability_{name}" for name in names])
+        table = pd.DataFrame(
+            probabilities.astype(float), columns=[f"probability_{name}" for name in names]
+        )
         table.insert(0, "prediction", [names[i] for i in probabilities.argmax(axis=1)])
         return table
 

@@ -1,11 +1,10 @@
-"""evaluate: from the model and the test split to reports/test/. The only reader of the test split."""
+"""evaluate: from the model to reports/test/. The only reader of the test split."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from cnnpipe import tracking
 from cnnpipe.data import manifest

@@ -4,6 +4,7 @@ The unit of work is a shard: a process decodes, hashes and resizes the shard's i
 the shard, so that no pixels travel between processes and memory stays at a shard a process.
 """
 
+import copy
 import hashlib
 import os
 from collections import Counter
@@ -78,7 +79,11 @@ def _shards(files: list[RawImage], shape: tuple[int, int, int]) -> list[list[Raw
 
 def _num_workers(settings: Resize) -> int:
     if settings.workers == "auto":
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
     return settings.workers
 
 
@@ -87,7 +92,8 @@ _raw: Raw  # in each worker process, the data set, opened once
 
 def _open(raw: Raw) -> None:
     global _raw
-    _raw = raw
+    # A forked process shares its parent's open file and its position in it; a copy opens its own.
+    _raw = copy.copy(raw)
 
 
 def _write_shard(

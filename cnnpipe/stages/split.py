@@ -35,7 +35,9 @@ def run(params: Params) -> None:
         manifest.write(result, part, manifest.SPLIT_COLUMNS)
     print(counts.loc[counts.sum(axis=1).nlargest(20).index].sort_index().to_string())
     sizes = result["group"].value_counts()
-    print(f"{(sizes > 1).sum():,} groups of copies or near-copies, {sizes[sizes > 1].sum():,} images")
+    print(
+        f"{(sizes > 1).sum():,} groups of copies or near-copies, {sizes[sizes > 1].sum():,} images"
+    )
     torn = int((result.groupby("group")["split"].nunique() > 1).sum())
     if torn:
         print(

@@ -23,7 +23,7 @@ from cnnpipe.network.model import build
 from cnnpipe.network.summary import Summary, summarize
 from cnnpipe.params import Params
 from cnnpipe.training.batches import Batches, channel_statistics
-from cnnpipe.training.loop import Epoch, choose_device, fit
+from cnnpipe.training.loop import Epoch, choose_device, fit, keep_freed_memory
 from cnnpipe.workspace import whole_file
 
 HISTORY = Path("reports/train/history.csv")
@@ -49,13 +49,14 @@ def run(params: Params) -> None:
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
     device = choose_device(params.train.device)
+    keep_freed_memory()
     # Only these rows of the store are ever touched here.
     splits = {name: np.flatnonzero(table["split"] == name) for name in ("train", "val")}
     labels = pd.Categorical(table["label"], categories=class_names).codes.astype(np.int64)
 
     torch.manual_seed(params.base.seed)
     network = build(params.model, params.input_shape, len(class_names))
-    network.to(device=device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean, std = channel_statistics(images, splits["train"])
     resize = params.resize
     preparation = Preparation(resize.size, resize.mode, resize.color, mean, std)
@@ -67,9 +68,7 @@ def run(params: Params) -> None:
     with tracking.start_run(
         f"{architecture} {datetime.now():%Y-%m-%d %H:%M:%S}", _tags(device)
     ) as tracked:
-        classifier = Classifier(
-            network, params.model, preparation, tuple(class_names), tracked.id
-        )
+        classifier = Classifier(network, params.model, preparation, tuple(class_names), tracked.id)
         _log_start(tracked, params, summary, table, images, splits)
         history: list[Epoch] = []
 

