@@ -23,6 +23,7 @@ CLASS_NAMES = ("cat", "dog")
 NUM_IMAGES = 1000
 
 Floats = NDArray[np.float32]
+Indices = NDArray[np.intp]
 Point = tuple[float, float]
 
 MIN_SIDE, MAX_SIDE = 120, 640
@@ -161,11 +162,16 @@ def _stroke(start: Point, control: Point, end: Point, width: float) -> Floats:
 # --- painting: everything below changes the image it is given ------------------------------
 
 
+def _inside(outline: Floats, image: Floats) -> tuple[Indices, Indices]:
+    """Rows and columns of the pixels of `image` inside `outline`, which is in pixels."""
+    rows, columns = polygon(outline[:, 1], outline[:, 0], image.shape[:2])
+    return rows, columns
+
+
 def _fill(image: Floats, outline: Floats, colour: Floats, opacity: float = 1.0) -> None:
-    """Paint the inside of `outline`, in pixels, with one colour or a texture like `image`."""
-    inside = polygon(outline[:, 1], outline[:, 0], image.shape[:2])
-    paint = colour[inside] if colour.ndim == 3 else colour
-    image[inside] += opacity * (paint - image[inside])
+    """Paint the inside of `outline`, in pixels, with one colour."""
+    inside = _inside(outline, image)
+    image[inside] += opacity * (colour - image[inside])
 
 
 @dataclass(frozen=True)
@@ -176,15 +182,19 @@ class _Brush:
     pose: _Pose
     coat: Floats
 
+    def to_pixels(self, outline: Floats) -> Floats:
+        return outline @ self.pose.axes + self.pose.centre
+
     def fill(self, outline: Floats, colour: Floats, opacity: float = 1.0) -> None:
-        _fill(self.image, outline @ self.pose.axes + self.pose.centre, colour, opacity)
+        _fill(self.image, self.to_pixels(outline), colour, opacity)
 
     def fur(self, outline: Floats, shade: float = 1.0) -> None:
         """A furry part with a darker rim."""
         spokes = outline - outline.mean(axis=0)
         rim = 0.04 * spokes / np.linalg.norm(spokes, axis=1, keepdims=True)
-        self.fill(outline + rim, self.coat * 0.5)
-        self.fill(outline, self.coat * shade)
+        for part, brightness in ((outline + rim, 0.5), (outline, shade)):
+            inside = _inside(self.to_pixels(part), self.image)
+            self.image[inside] = brightness * self.coat[inside]
 
 
 def _colour(rng: Generator) -> Floats:
