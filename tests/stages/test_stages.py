@@ -1,0 +1,250 @@
+"""The five stages one after another, and what each leaves behind."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cnnpipe import tracking
+from cnnpipe.data.manifest import SPLIT_COLUMNS, read
+from cnnpipe.data.raw import open_raw
+from cnnpipe.data.store import open_images
+from cnnpipe.errors import UserError
+from cnnpipe.network.classifier import Classifier
+from cnnpipe.params import load
+from cnnpipe.serving.predictor import Predictor
+from cnnpipe.stages import evaluate, resize, split, train
+
+
+@pytest.fixture
+def workspace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished pipeline to change at will."""
+    shutil.copytree(finished, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    # The experiment in the copied database keeps the original's artifact folder.
+    return tmp_path / "copy"
+
+
+def test_resize_keeps_every_image_and_what_is_known_of_it(finished: Path) -> None:
+    images, table = open_images(finished / "data/resized")
+    assert images.shape == (300, 16, 16, 1)
+    assert len(table) == 300
+    assert set(table["width"]) == {8}
+    assert table["shard"].nunique() > 1
+    with open_raw(finished / "data/raw") as (raw, files):
+        predictor = Predictor.load(finished / "models/model.safetensors")
+        some = [0, 7, 299]
+        assert [files[i].path for i in some] == table["path"].iloc[some].tolist()
+        stored = predictor.predict([raw.read(files[i].path) for i in some])
+    predictions = pd.read_csv(finished / "reports/test/predictions.csv", dtype={"label": str})
+    for row, probabilities in zip(some, stored, strict=True):
+        found = predictions[predictions["path"] == table["path"].iloc[row]]
+        if len(found):
+            assert np.allclose(found.filter(like="probability_").iloc[0], probabilities, atol=1e-6)
+
+
+def test_the_shards_are_the_same_whatever_the_number_of_workers(workspace: Path) -> None:
+    before = {p.name: p.read_bytes() for p in Path("data/resized").iterdir()}
+    settings = load("params.yaml")
+    one = settings.resize.model_copy(update={"workers": 1})
+    resize.run(settings.model_copy(update={"resize": one}))
+    assert {p.name: p.read_bytes() for p in Path("data/resized").iterdir()} == before
+
+
+def test_test_images_are_predicted_once_each_and_nothing_else(finished: Path) -> None:
+    table = read(finished / "data/split.csv", SPLIT_COLUMNS, "split")
+    predictions = pd.read_csv(finished / "reports/test/predictions.csv", dtype={"label": str})
+    assert predictions["path"].tolist() == table["path"][table["split"] == "test"].tolist()
+    sums = predictions.filter(like="probability_").sum(axis=1)
+    assert np.allclose(sums, 1, atol=1e-5)
+
+
+def test_train_never_opens_a_test_image(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = read("data/split.csv", SPLIT_COLUMNS, "split")
+    forbidden = set(np.flatnonzero(table["split"] == "test"))
+    seen: set[int] = set()
+    original = train.Images._gather
+
+    def gather(self: object, rows: np.ndarray) -> np.ndarray:
+        seen.update(rows.tolist())
+        return original(self, rows)
+
+    monkeypatch.setattr(train.Images, "_gather", gather)
+    train.run(load("params.yaml"))
+    assert seen and not seen & forbidden
+    assert seen == set(range(len(table))) - forbidden
+
+
+def test_the_metrics_are_flat_and_agree_with_the_predictions(finished: Path) -> None:
+    metrics = json.loads((finished / "reports/test/metrics.json").read_text())
+    assert list(metrics) == [
+        "accuracy", "accuracy_low", "accuracy_high", "f1", "roc_auc", "log_loss",
+        "calibration_error", "num_images",
+    ]  # fmt: skip
+    predictions = pd.read_csv(finished / "reports/test/predictions.csv", dtype=str)
+    hits = (predictions["label"] == predictions["prediction"]).mean()
+    assert metrics["accuracy"] == pytest.approx(hits)
+    assert metrics["num_images"] == len(predictions)
+    assert metrics["accuracy_low"] < metrics["accuracy"] < metrics["accuracy_high"]
+
+
+def test_the_kept_epochs_validation_is_that_of_the_saved_model(finished: Path) -> None:
+    history = pd.read_csv(finished / "reports/train/history.csv")
+    table = read(finished / "data/split.csv", SPLIT_COLUMNS, "split")
+    images, _ = open_images(finished / "data/resized")
+    rows = np.flatnonzero(table["split"] == "val")
+    classifier = Classifier.load(finished / "models/model.safetensors")
+    batches = train.Batches(images, rows, table["label"].iloc[rows].astype(int).to_numpy(), 32,
+                            train.choose_device("cpu"))  # fmt: skip
+    from cnnpipe.training.loop import judge
+
+    loss, accuracy = judge(classifier, batches)
+    best = history.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).iloc[0]
+    assert accuracy == best["val_accuracy"]
+    assert loss == pytest.approx(best["val_loss"], rel=1e-6)
+
+
+def test_pictures_are_pictures(finished: Path) -> None:
+    for name in ("train/curves.png", "test/confusion.png", "test/mistakes.png"):
+        with Image.open(finished / "reports" / name) as picture:
+            assert min(picture.size) > 100
+
+
+def test_one_run_holds_the_training_and_its_evaluation(finished: Path) -> None:
+    mlflow.set_tracking_uri(f"sqlite:///{finished / 'mlflow.db'}")
+    ids = json.loads((finished / "models/run.json").read_text())
+    client = mlflow.MlflowClient()
+    run = client.get_run(ids["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.info.experiment_id == ids["experiment_id"]
+    assert run.data.params["model.filters"] == "4"
+    assert set(load(finished / "params.yaml").flat()) <= set(run.data.params)
+    assert run.data.params["model/parameters"] == str(int(run.data.metrics["model/parameters"]))
+    history = pd.read_csv(finished / "reports/train/history.csv")
+    logged = client.get_metric_history(ids["run_id"], "val/accuracy")
+    assert [(m.step, m.value) for m in logged] == list(
+        zip(history["epoch"], history["val_accuracy"], strict=True)
+    )
+    metrics = json.loads((finished / "reports/test/metrics.json").read_text())
+    assert run.data.metrics["test/accuracy"] == metrics["accuracy"]
+    assert {"data_hash", "machine", "device"} <= set(run.data.tags)
+    assert {i.dataset.name for i in run.inputs.dataset_inputs} == {"digits"}
+    assert len(run.inputs.dataset_inputs) == 3
+    names = {f.path for folder in ("train", "test") for f in client.list_artifacts(
+        ids["run_id"], folder)}  # fmt: skip
+    assert {"train/curves.png", "train/samples.png", "test/confusion.png",
+            "test/mistakes.png", "test/predictions.csv"} <= names  # fmt: skip
+
+
+def test_the_registered_model_needs_no_repository_and_agrees_with_predict(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_raw(finished / "data/raw") as (raw, files):
+        data = raw.read(files[5].path)
+    expected = Predictor.load(finished / "models/model.safetensors").predict([data])[0]
+    mlflow.set_tracking_uri(f"sqlite:///{finished / 'mlflow.db'}")
+    mlflow.set_registry_uri(f"sqlite:///{finished / 'mlflow.db'}")
+    monkeypatch.chdir(tmp_path)
+    model = mlflow.pyfunc.load_model("models:/cnnpipe/1")
+    answer = model.predict(pd.DataFrame({"image": [data]}))
+    assert answer.columns[0] == "prediction"
+    assert answer.iloc[0, 1:].tolist() == expected.astype(float).tolist()
+
+
+def test_evaluate_again_uses_the_same_run_and_registers_no_second_version(
+    workspace: Path,
+) -> None:
+    params = load("params.yaml")
+    evaluate.run(params)
+    ids = json.loads(Path("reports/test/run.json").read_text())
+    assert ids == json.loads(Path("models/run.json").read_text())
+    mlflow.set_tracking_uri(tracking.local_store())
+    client = mlflow.MlflowClient()
+    assert len(client.search_model_versions("name = 'cnnpipe'")) == 1
+
+
+@pytest.mark.parametrize("fate", ["deleted", "missing"])
+def test_evaluate_copes_with_a_run_that_is_gone(workspace: Path, fate: str) -> None:
+    params = load("params.yaml")
+    run_file = Path("models/run.json")
+    ids = json.loads(run_file.read_text())
+    if fate == "deleted":
+        mlflow.set_tracking_uri(tracking.local_store())
+        mlflow.MlflowClient().delete_run(ids["run_id"])
+    else:
+        ids["run_id"] = "0" * 32
+        run_file.write_text(json.dumps(ids))
+    evaluate.run(params)
+    recovered = json.loads(Path("reports/test/run.json").read_text())["run_id"]
+    assert recovered != ids["run_id"]
+    run = mlflow.MlflowClient().get_run(recovered)
+    assert run.data.tags["recovered_from"] == ids["run_id"]
+    assert "test/accuracy" in run.data.metrics
+    evaluate.run(params)  # and the next time it is found again
+    assert json.loads(Path("reports/test/run.json").read_text())["run_id"] == recovered
+
+
+def test_a_class_without_a_readable_image_ends_resize_and_leaves_what_was_there(
+    workspace: Path,
+) -> None:
+    before = Path("data/resized/manifest.csv").read_bytes()
+    import zipfile
+
+    with zipfile.ZipFile("data/raw/images.zip", "a") as archive:
+        archive.writestr("broken/1.jpg", b"no image")
+    with pytest.raises(UserError, match=r"class 'broken'.*broken/1\.jpg: not an image"):
+        resize.run(load("params.yaml"))
+    assert Path("data/resized/manifest.csv").read_bytes() == before
+    assert [p.name for p in Path("data").iterdir() if p.name.startswith(".")] == []
+
+
+def test_unreadable_files_are_quarantined_and_stop_nothing(workspace: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile("data/raw/images.zip", "a") as archive:
+        archive.writestr("3/zz-empty.png", b"")
+        archive.writestr("3/zz-text.png", b"<html>")
+    # The limit would leave them out.
+    source = json.loads(Path("data/raw/source.json").read_text())
+    Path("data/raw/source.json").write_text(json.dumps({**source, "limit_per_class": None}))
+    resize.run(load("params.yaml"))
+    quarantine = pd.read_csv("data/resized/quarantine.csv")
+    assert dict(zip(quarantine["path"], quarantine["reason"], strict=True)) == {
+        "3/zz-empty.png": "empty file",
+        "3/zz-text.png": "not an image",
+    }
+    assert len(open_images("data/resized")[0]) == 1797
+
+
+def test_a_class_of_copies_of_another_class_has_nothing_to_train_on(workspace: Path) -> None:
+    table = pd.read_csv("data/resized/manifest.csv", dtype=str, keep_default_na=False)
+    table.loc[table["label"] == "9", "official"] = "test"
+    table.loc[table["label"] != "9", "official"] = "train"
+    table.to_csv("data/resized/manifest.csv", index=False)
+    with pytest.raises(UserError, match="class '9' has no images to train on"):
+        split.run(load("params.yaml"))
+
+
+def test_a_sigmoid_head_with_ten_classes_is_refused(workspace: Path) -> None:
+    params = load("params.yaml")
+    sigmoid = params.model.model_copy(update={"head": "sigmoid"})
+    with pytest.raises(UserError, match=r"sigmoid.*10 classes"):
+        train.run(params.model_copy(update={"model": sigmoid}))
+
+
+@pytest.mark.parametrize(
+    ("stage", "missing"),
+    [(resize, "data/raw/source.json"), (split, "data/resized/manifest.csv"),
+     (train, "data/split.csv"), (evaluate, "models/model.safetensors")],
+)  # fmt: skip
+def test_a_stage_without_its_input_says_what_to_run_first(
+    workspace: Path, stage: object, missing: str
+) -> None:
+    Path(missing).unlink()
+    with pytest.raises(UserError, match=f"{missing}: no such file: run `"):
+        stage.run(load("params.yaml"))  # type: ignore[attr-defined]

@@ -1,0 +1,233 @@
+"""The commands as a user types them: exit codes, and one clear line for each mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnpipe import cli
+from cnnpipe.data.raw import png
+
+CNNPIPE = Path(sys.executable).with_name("cnnpipe")
+
+
+@pytest.fixture(autouse=True)
+def _workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def run(*arguments: str, params: str | None = "{}") -> int:
+    if params is not None:
+        Path("params.yaml").write_text(params)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["cnnpipe", *arguments])
+        cli.main()
+    signal.signal(signal.SIGTERM, before)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def picture(path: str, value: int = 0) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(value)
+    Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(path)
+
+
+def only_line(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("cnnpipe: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    code = (
+        "import sys; from cnnpipe import cli; sys.argv[1:] = ['--help']\n"
+        "try: cli.main()\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'mlflow', 'matplotlib', 'numpy', 'pandas', 'pydantic', 'prefect'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for command in (*cli.STAGES, "summary", "predict", "up"):
+        assert command in done.stdout
+
+
+def test_summary_prints_the_articles_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("summary") == 0
+    text = capsys.readouterr().out
+    for number in ("760", "296 x 296 x 10", "148 x 148 x 10", "438,082", "438,842"):
+        assert number in text
+    assert run("summary", params="model: {head: sigmoid}") == 0
+    assert "219,801" in capsys.readouterr().out
+
+
+def test_summary_as_json_is_json_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("summary", "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["parameters"] == content["parameters_trainable"] == 438_842
+    assert [layer["name"] for layer in content["layers"]][:2] == ["convolution", "pooling"]
+
+
+def test_summary_counts_the_classes_that_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("data/resized").mkdir(parents=True)
+    Path("data/resized/classes.json").write_text(json.dumps(list("abcde")))
+    assert run("summary", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["layers"][-1]["output"] == [5, 1, 1]
+    assert run("summary", params="model: {head: sigmoid}") == 2
+    assert "5 classes" in only_line(capsys)
+
+
+@pytest.mark.parametrize("command", [*cli.STAGES, "summary"])
+def test_every_command_refuses_impossible_settings(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command, params="model: {filters: 0, kernal_size: 3}") == 2
+    line = only_line(capsys)
+    assert "params.yaml: model.filters = 0: must be greater than or equal to 1" in line
+    assert "model.kernal_size: unknown, did you mean kernel_size?" in line
+
+
+def test_a_network_that_shrinks_to_nothing_is_refused_before_anything_runs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("download", params="{resize: {size: 8}, model: {architecture: deep, blocks: 2}}")
+    assert "convolution_2: (W - F + 2P)/S + 1 = (2 - 5 + 2·0)/1 + 1 = -2" in only_line(capsys)
+    assert sorted(p.name for p in Path().iterdir()) == ["params.yaml"]
+
+
+def test_no_settings_at_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train", params=None) == 2
+    assert "params.yaml: no such file" in only_line(capsys)
+
+
+FOLDER = "download: {source: folder, folder: photos}"
+BAD_FOLDERS = {
+    "no such folder": [],
+    "holds no class folders": ["photos/1.png"],
+    "holds only one class, 'cat'": ["photos/cat/1.png", "photos/cat/2.png"],
+}
+
+
+@pytest.mark.parametrize("reason", BAD_FOLDERS)
+def test_a_folder_that_cannot_be_used(reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in BAD_FOLDERS[reason]:
+        picture(name)
+    assert run("download", params=FOLDER) == 2
+    line = only_line(capsys)
+    assert "photos" in line
+    assert reason in line
+    assert not Path("data").exists() or list(Path("data").iterdir()) == []
+
+
+def test_a_class_without_a_readable_image(capsys: pytest.CaptureFixture[str]) -> None:
+    picture("photos/cat/1.png")
+    Path("photos/dog").mkdir()
+    Path("photos/dog/1.png").write_text("no picture")
+    assert run("download", params=FOLDER) == 0
+    capsys.readouterr()
+    assert run("resize", params=FOLDER) == 2
+    assert "class 'dog': none of its 1 files can be read" in only_line(capsys)
+    assert [p.name for p in Path("data").iterdir()] == ["raw"]
+
+
+def test_an_unknown_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("download", params="download: {source: imagenet}") == 2
+    assert "download.source = 'imagenet': must be 'drawn-pets', 'digits'" in only_line(capsys)
+
+
+def test_a_url_without_a_checksum(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("download", params="download: {source: url, url: 'http://127.0.0.1/a.zip'}") == 2
+    assert "download.sha256 is null" in only_line(capsys)
+
+
+def test_a_missing_mlflow_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(10):
+        for name in ("cat", "dog"):
+            picture(f"photos/{name}/{number}.png", value=number + 10 * (name == "dog"))
+    small = FOLDER + "\nresize: {size: 12}\n"
+    for stage in ("download", "resize", "split"):
+        assert run(stage, params=small) == 0
+    capsys.readouterr()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert run("train", params=small) == 1
+    assert "MLFLOW_TRACKING_URI = http://127.0.0.1:9: no MLflow server" in only_line(capsys)
+    assert not Path("models").exists()
+    assert not Path("reports").exists()
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert run("up", "--mlflow-port", str(port)) == 2
+    line = only_line(capsys)
+    assert f"port {port}" in line
+    assert "--mlflow-port" in line
+
+
+def test_sigterm_ends_a_stage_with_143_and_leaves_nothing_half_written() -> None:
+    Path("params.yaml").write_text("base: {seed: 7}")
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [CNNPIPE, "download"], env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(Path().glob("data/.raw.*/images.zip")):  # it is drawing
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+    assert process.stderr is not None
+    assert process.stderr.read().splitlines()[-1] == "cnnpipe: terminated"
+    assert list(Path("data").iterdir()) == []
+
+
+def test_predict_without_a_model_says_what_to_run_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("predict", "x.png") == 2
+    assert "models/model.safetensors: no such file: run `dvc repro train`" in only_line(capsys)
+
+
+def test_an_archive_that_is_none_leaves_nothing_behind(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cnnpipe.data import sources
+
+    data = b"<html>gone</html>"
+    digest = sha256(data).hexdigest()
+    Path("a.zip").write_bytes(data)
+    monkeypatch.setattr(sources, "fetch", lambda url, name, checksum: Path("a.zip"))
+    text = f"download: {{source: url, url: 'http://127.0.0.1/a.zip', sha256: '{digest}'}}"
+    assert run("download", params=text) == 2
+    assert "a.zip: neither a zip nor a tar archive" in only_line(capsys)
+    assert list(Path("data").iterdir()) == []
+
+
+def test_an_archive_of_one_class(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cnnpipe.data import sources
+
+    with zipfile.ZipFile("a.zip", "w") as archive:
+        archive.writestr("pets/cat/1.png", png(np.zeros((4, 4), np.uint8)))
+    monkeypatch.setattr(sources, "fetch", lambda url, name, checksum: Path("a.zip"))
+    text = f"download: {{source: url, url: 'http://127.0.0.1/a.zip', sha256: '{'0' * 64}'}}"
+    assert run("download", params=text) == 2
+    assert "a.zip: holds only one class" in only_line(capsys)
