@@ -17,7 +17,8 @@ from cnnpipe.errors import UserError
 from cnnpipe.network.architectures import layers_of
 from cnnpipe.network.geometry import ImpossibleSize, PoolingKind, Shape, shapes
 
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -61,7 +62,7 @@ class Download(Section):
 class Resize(Section):
     """The one size that all images get."""
 
-    size: int = Field(300, ge=1, le=4096)
+    size: Pixels = 300
     """Height and width, in pixels."""
     mode: Literal["stretch", "crop", "pad"] = "stretch"
     """Another aspect is stretched to the square, cut to it, or filled up with black."""
@@ -87,15 +88,15 @@ class Model(Section):
     """A function in cnnpipe/network/architectures.py."""
     filters: int = Field(10, ge=1, le=4096)
     """Of the first convolution; `deep` and `residual` double it from block to block."""
-    kernel_size: PositiveInt = 5
+    kernel_size: Pixels = 5
     """F, in pixels: a filter is F x F."""
-    stride: PositiveInt = 1
+    stride: Pixels = 1
     """S: how far a filter moves, in pixels."""
-    padding: Literal["valid", "same"] | Annotated[int, Field(ge=0)] = "valid"
+    padding: Literal["valid", "same"] | Annotated[int, Field(ge=0, le=4096)] = "valid"
     """No zeros around the image, as many as keep its size at stride 1, or so many a side (P)."""
     pooling: PoolingKind = "max"
     """What becomes of a window: its maximum, its average, or its L2 norm."""
-    pool_size: PositiveInt = 2
+    pool_size: Pixels = 2
     """Height, width and stride of that window."""
     blocks: int = Field(1, ge=1, le=16)
     """Of convolution and pooling (`deep`), residual (`residual`), hidden layers (`mlp`)."""
@@ -132,7 +133,7 @@ class Train(Section):
     """The share of each label spread over all classes."""
     augment: Literal["none", "flip", "crop", "photo"] = "none"
     """Mirror; random resized crop and mirror; or these and brightness, contrast, saturation."""
-    crop_size: PositiveInt | None = None
+    crop_size: Pixels | None = None
     """For `crop` and `photo`: the size trained at, in pixels; null is resize.size."""
     class_weights: Literal["none", "balanced"] = "none"
     """`balanced` weighs each class in the loss by the inverse of its frequency."""
@@ -195,7 +196,8 @@ def load(path: str | Path) -> Params:
     except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML: {error.problem}") from None
+        problem = " ".join(str(error.problem).split())
+        raise UserError(f"{path}{where}: not valid YAML: {problem}") from None
     except Exception as error:  # the reader raises many kinds for control characters and the like
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
@@ -229,6 +231,8 @@ def _contradictions(params: Params) -> list[str]:
             f"model.blocks = {model.blocks}: the article's network has one block; "
             "use model.architecture=deep for more"
         )
+    if train.batch_size == 1 and (model.batch_norm or model.architecture == "residual"):
+        mistakes.append("train.batch_size = 1: batch normalisation needs at least 2 images a batch")
     if isinstance(model.padding, int) and model.padding >= model.kernel_size:
         mistakes.append(
             f"model.padding = {model.padding}: must be less than model.kernel_size, "
@@ -257,8 +261,9 @@ def _contradictions(params: Params) -> list[str]:
         try:
             shapes(layers_of(model, num_classes=2), (params.input_shape[0], size, size))
         except ImpossibleSize as error:
+            larger = "resize.size" if size == params.resize.size else "train.crop_size"
             mistakes.append(
-                f"{error}: use a larger resize.size, fewer model.blocks, or a smaller "
+                f"{error}: use a larger {larger}, fewer model.blocks, or a smaller "
                 "model.kernel_size, stride or pool_size"
             )
     return mistakes
@@ -269,16 +274,18 @@ def _mistakes(errors: list[ErrorDetails]) -> list[str]:
     allowed: dict[tuple[str, ...], list[str]] = {}
     given: dict[tuple[str, ...], Any] = {}
     for error in errors:
-        key = tuple(str(part) for part in error["loc"][:2])
-        if error["type"] == "extra_forbidden":
-            text = f"{'.'.join(key)}: unknown{_suggestion(key)}"
-            allowed[key] = [text]
+        key = tuple(_name(str(part)) for part in error["loc"][:2])
+        if error["type"] in ("extra_forbidden", "invalid_key"):
+            allowed[key] = [f"{'.'.join(key)}: unknown{_suggestion(key)}"]
             continue
         given[key] = error["input"]
         # A value of two possible types fails twice: "... or ...".
         text = error["msg"].replace("Input should be", "must be")
         if error["type"] == "string_pattern_mismatch":
             text = "must be 64 hexadecimal digits, in small letters"
+        elif error["type"] == "model_type":
+            setting, default = next(iter(getattr(Params(), key[0]).model_dump().items()))
+            text = f"must be the section's settings, such as {setting}: {default}"
         allowed.setdefault(key, []).append(text[0].lower() + text[1:])
     return [
         f"{'.'.join(key)} = {_shown(given[key])}: {' or '.join(texts)}"
@@ -295,6 +302,13 @@ def _suggestion(key: tuple[str, ...]) -> str:
     return f", did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
 
 
+def _name(key: str) -> str:
+    return key if key.isprintable() else repr(key)
+
+
 def _shown(value: Any) -> str:
-    text = "null" if value is None else repr(value)
+    try:
+        text = "null" if value is None else repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -36,11 +36,13 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    before = temporary.with_name(f"{temporary.name}.before")
     try:
         yield temporary
         temporary.chmod(0o755)  # mkdtemp's are the user's alone
-        if path.exists():
-            shutil.rmtree(path)
+        if path.exists():  # out of the way first: a folder can be renamed at once, not removed
+            os.replace(path, before)
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)

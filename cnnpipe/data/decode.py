@@ -10,8 +10,8 @@ MAX_PIXELS = 100_000_000
 """Larger images are refused: decoded, such a one takes 300 MB."""
 
 # By what the bytes say, never by the file's name. Formats that call other programs (EPS) or that
-# are not photographs stay out.
-_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000") + (
+# are not photographs stay out. Two-picture JPEGs of phones (MPO) are opened as JPEG.
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000") + (
     ("AVIF",) if features.check("avif") else ()
 )
 
@@ -47,6 +47,8 @@ def decode(data: bytes) -> np.ndarray:
         raise
     except UnidentifiedImageError:
         raise UnreadableImage("not an image") from None
+    except Image.DecompressionBombError:  # Pillow's own limit, met before the size is known here
+        raise UnreadableImage(f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(f"damaged: {reason}") from None
@@ -64,14 +66,16 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _scaled(values: np.ndarray) -> np.ndarray:
     """Greys of any range as 0-255 uint8: (H, W) integers or floats to (H, W) uint8."""
-    values = np.nan_to_num(values.astype(np.float64))
-    low, high = values.min(), values.max()
-    if low >= 0 and high <= 1 and not np.array_equal(values, values.astype(np.int64)):
+    floating = values.dtype.kind == "f"
+    finite = values[np.isfinite(values)].astype(np.float64)
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    if floating and low >= 0 and high <= 1:
         top = 1.0  # floating point by convention: 0 to 1
     elif low >= 0 and high <= 255:
         top = 255.0
     elif low >= 0 and high <= 65535:
         top = 65535.0
     else:  # no convention fits: from its darkest to its brightest
-        values, top = values - low, high - low
+        values, top = values - low, (high - low) or 1.0
     return np.asarray(np.rint(values * (255 / top)), dtype=np.uint8)

@@ -1,5 +1,6 @@
 """From the paths of image files to their classes: how people lay folders out."""
 
+from collections import Counter
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -31,7 +32,8 @@ def places(paths: list[str]) -> dict[str, Place]:
 
     The folders at the top are the classes, or train, val (or valid, validation) and test folders
     of class folders. A folder around all that is looked through. Files in folders below a class
-    belong to the class. Hidden files and folders, and files outside class folders, are left out.
+    belong to the class. Hidden files and folders, and files outside class folders, are left out;
+    so a folder of folders stays one with a Thumbs.db or a list of labels in it.
 
     Args:
         paths: relative, with forward slashes.
@@ -42,17 +44,19 @@ def places(paths: list[str]) -> dict[str, Place]:
     files = {path: parts for path in paths if (parts := _visible_parts(path))}
     depth = 0
     while True:
-        tops = {parts[depth] for parts in files.values() if len(parts) > depth + 1}
-        direct = {parts[depth] for parts in files.values() if len(parts) == depth + 2}
-        splits = {top.lower() for top in tops}
-        if tops and splits <= _SPLITS.keys() and not direct and "train" in _named(splits):
+        tops = Counter(parts[depth] for parts in files.values() if len(parts) > depth + 1)
+        direct = Counter(parts[depth] for parts in files.values() if len(parts) == depth + 2)
+        # Folders of folders, but for a few files; a class may well be called train, or test.
+        outer = {top for top in tops if 2 * direct[top] < tops[top]}
+        named = {top: _SPLITS.get(top.lower()) for top in tops}
+        if all(named.values()) and any(named[top] == "train" for top in outer):
             found = {
                 path: Place(parts[depth + 1], _SPLITS[parts[depth].lower()])
                 for path, parts in files.items()
                 if len(parts) > depth + 2
             }
             break
-        if len(tops) == 1 and not direct:
+        if len(tops) == 1 and outer:
             depth += 1
             continue
         found = {
@@ -68,10 +72,6 @@ def places(paths: list[str]) -> dict[str, Place]:
     if len(labels) == 1:
         raise NoClasses(f"holds only one class, {labels[0]!r}: there must be two or more")
     return found
-
-
-def _named(tops: set[str]) -> set[str]:
-    return {_SPLITS[top] for top in tops}
 
 
 def _visible_parts(path: str) -> tuple[str, ...]:

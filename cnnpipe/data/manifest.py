@@ -32,13 +32,17 @@ def read(path: str | Path, columns: Mapping[str, type], made_by: str) -> pd.Data
         made_by: the command that writes it, for the error.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or not with these columns.
     """
     try:
         # Nothing is a missing value: a class may well be called NA or None.
-        return pd.read_csv(path, dtype=columns, keep_default_na=False, na_filter=False)
+        table = pd.read_csv(path, dtype=columns, keep_default_na=False, na_filter=False)
+        return table[list(columns)]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: run `cnnpipe {made_by}` first") from None
+    except (KeyError, ValueError) as error:  # pandas' errors of parsing are ValueErrors
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: damaged, run `cnnpipe {made_by}` again: {reason}") from None
 
 
 def write(table: pd.DataFrame, path: Path, columns: Mapping[str, type]) -> None:

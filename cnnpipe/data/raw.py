@@ -8,11 +8,13 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 import shutil
 import struct
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,11 +25,15 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from cnnpipe.data.decode import UnreadableImage
 from cnnpipe.data.layout import NoClasses, places
 from cnnpipe.errors import UserError
 from cnnpipe.workspace import whole_file
 
 SOURCE_FILE = "source.json"
+
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError)
+"""What reading a damaged archive, or one that is none, raises."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +103,17 @@ def open_raw(folder: str | Path) -> Iterator[tuple[Raw, list[RawImage]]]:
     """
     folder = Path(folder)
     source = Source.read(folder)
+    archive = folder / source.archives[0]
     with ExitStack() as stack:
         try:
             raw = stack.enter_context(_open(folder, source))
             images = raw.images
         except NoClasses as error:
-            raise UserError(f"{folder / source.archives[0]}: {error}") from None
+            raise UserError(f"{archive}: {error}") from None
+        except _DAMAGED as error:
+            raise UserError(
+                f"{archive}: cannot be read, run `cnnpipe download` again: {error}"
+            ) from None
         yield raw, _limited(images, source.limit_per_class)
 
 
@@ -141,7 +152,7 @@ def check_archive(path: Path) -> None:
         else:
             raise UserError(f"{path.name}: neither a zip nor a tar archive")
         places(names)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except _DAMAGED as error:
         raise UserError(f"{path.name}: the archive is damaged: {error}") from None
     except NoClasses as error:
         raise UserError(f"{path.name}: {error}") from None
@@ -171,8 +182,15 @@ class Zip:
         return _images(self.names)
 
     def read(self, path: str) -> bytes:
-        """The bytes of the image file with that path."""
-        return self._archive.read(path)
+        """The bytes of the image file with that path.
+
+        Raises:
+            UnreadableImage: it is encrypted, damaged, or compressed in an unknown way.
+        """
+        try:
+            return self._archive.read(path)
+        except (*_DAMAGED, RuntimeError) as error:  # RuntimeError: encrypted; or not implemented
+            raise UnreadableImage(f"damaged in the archive: {error}") from None
 
 
 class Tar:
@@ -242,10 +260,12 @@ def read_idx(path: Path) -> np.ndarray:
     """
     try:
         data = gzip.decompress(path.read_bytes())
+        if data[:3] != b"\0\0\x08":
+            raise ValueError("it does not begin as one of bytes")
         dimensions = data[3]
         shape = struct.unpack_from(f">{dimensions}I", data, 4)
         return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, ValueError, IndexError, struct.error) as error:
+    except (*_DAMAGED, ValueError, IndexError, struct.error) as error:
         raise UserError(f"{path.name}: not an IDX file: {error}") from None
 
 

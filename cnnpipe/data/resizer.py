@@ -3,7 +3,9 @@
 Along one axis `skimage.transform.resize` (order 1, anti-aliasing) is linear, and the two axes
 separate. So the operator from n to m pixels is what scikit-image makes of the n x n identity
 matrix: each column is its answer to a single lit pixel. The operator is banded, a few entries a
-row, and an image is resized by two sparse products. `resize` stage and prediction both go through
+row, and an image is resized by two sparse products, in float32. Of the rounded values 0.005 %
+are one level off, none more; between sizes of a simple ratio, where many values lie halfway
+between two levels, up to 4 % (400 to 300 pixels). `resize` stage and prediction both go through
 `prepare`, so that a model sees the same pixels in both.
 """
 
@@ -20,10 +22,21 @@ _LUMINANCE = np.array([0.2125, 0.7154, 0.0721], dtype=np.float32)
 @lru_cache(maxsize=512)  # an operator takes about 10 KB; photos come in a few hundred sizes
 def operator(size: int, target: int) -> scipy.sparse.csr_array:
     """The (target, size) float32 matrix that resizes one axis as scikit-image does."""
-    impulses = np.eye(size)
-    answers = skimage.transform.resize(impulses, (target, size), order=1, anti_aliasing=True)
-    answers[np.abs(answers) < 1e-9] = 0  # the far tail of the Gaussian, and rounding errors
-    return scipy.sparse.csr_array(answers.astype(np.float32))
+    # A target pixel depends on the pixels around its centre alone: the Gaussian, whose sigma is
+    # scikit-image's, ends at 4 sigma, and interpolation adds a neighbour. So lit pixels that far
+    # apart share a column; the whole identity matrix of a 6,000 pixel side would take 288 MB.
+    reach = round(4 * max(0, (size / target - 1) / 2)) + 2
+    width = min(size, 2 * reach + 1)
+    impulses = np.zeros((size, width))
+    impulses[np.arange(size), np.arange(size) % width] = 1
+    answers = skimage.transform.resize(impulses, (target, width), order=1, anti_aliasing=True)
+    centres = np.rint((np.arange(target) + 0.5) * (size / target) - 0.5).astype(int)
+    first = np.clip(centres - reach, 0, size - width)
+    columns = first[:, None] + np.arange(width)  # (target, width): the pixels each may depend on
+    values = np.take_along_axis(answers, columns % width, axis=1)
+    rows, kept = np.nonzero(np.abs(values) > 1e-9)  # less are rounding errors
+    entries = (values[rows, kept].astype(np.float32), (rows, columns[rows, kept]))
+    return scipy.sparse.csr_array(entries, shape=(target, size))
 
 
 def resize(image: np.ndarray, height: int, width: int, mode: str = "stretch") -> np.ndarray:

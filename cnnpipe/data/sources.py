@@ -6,16 +6,18 @@ or an experiment in a workspace of its own, does not fetch them again.
 
 import logging
 import os
+import re
 import shutil
 import stat
 import sys
+import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 import pooch
 import requests
@@ -119,8 +121,7 @@ def obtain(settings: Download, seed: int, folder: Path) -> Source:
         source = _obtain_folder(settings, folder)
     elif settings.source == "url":
         assert settings.url is not None and settings.sha256 is not None  # params.load's work
-        name = unquote(Path(urlsplit(settings.url).path).name) or "archive"
-        archive = fetch(settings.url, name, f"sha256:{settings.sha256}")
+        archive = fetch(settings.url, _file_name(settings.url), f"sha256:{settings.sha256}")
         check_archive(archive)
         source = Source(settings.source, settings.url, _take([archive], folder), limit)
     else:
@@ -145,17 +146,17 @@ def fetch(url: str, name: str, checksum: str) -> Path:
 
     Raises:
         UserError: the file is not the one with that checksum, or the URL cannot be one.
-        RunFailed: the server could not be reached, or refused, four times in a row.
+        RunFailed: the server refused, or could not be reached four times in a row.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
+    if not url.lower().startswith(("http://", "https://")):
         raise UserError(f"download.url = {url!r}: must begin with http:// or https://")
     folder = repository_root() / ".cnnpipe" / "downloads" / checksum.split(":")[1][:16]
     logging.getLogger("pooch").setLevel(logging.WARNING)
-    store = pooch.create(folder, base_url="", registry={name: checksum}, urls={name: url},
-                         retry_if_failed=3)  # fmt: skip
-    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
+    store = pooch.create(folder, base_url="", registry={name: checksum}, urls={name: url})
     try:
-        return Path(store.fetch(name, downloader=downloader))
+        return Path(store.fetch(name, downloader=_download))
+    except requests.exceptions.InvalidURL as error:
+        raise UserError(f"download.url = {url!r}: {error}") from None
     except requests.RequestException as error:
         raise RunFailed(f"{url}: cannot be downloaded: {' '.join(str(error).split())}") from None
     except ValueError as error:
@@ -165,6 +166,28 @@ def fetch(url: str, name: str, checksum: str) -> Path:
             f"{url}: what was downloaded does not have the checksum {checksum}: the file has "
             "changed, or was damaged on the way, or the checksum is mistyped"
         ) from None
+
+
+def _download(url: str, part: str, store: pooch.Pooch) -> None:
+    """Writes what is at the URL to the file `part`; up to four attempts where waiting may help.
+
+    pooch's own attempts would also fetch a large file of another checksum four times.
+    """
+    http = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
+    for pause_s in (1, 2, 3, None):
+        try:
+            http(url, part, store)
+            return
+        except requests.RequestException as error:
+            status = 500 if error.response is None else error.response.status_code
+            hopeless = isinstance(error, ValueError) or (status < 500 and status not in (408, 429))
+            if pause_s is None or hopeless:  # a ValueError: the URL cannot be one
+                raise
+            time.sleep(pause_s)
+
+
+def _file_name(url: str) -> str:
+    return PurePosixPath(unquote(re.split("[?#]", url)[0])).name
 
 
 def source_folder(folder: str) -> Path:
@@ -182,14 +205,16 @@ def source_folder(folder: str) -> Path:
     if not there.is_dir():
         raise UserError(f"download.folder = {folder}: no such folder")
     if not here.is_absolute() and here.resolve() != there.resolve():
-        shutil.copytree(there, here, copy_function=_link, dirs_exist_ok=True)
+        for path in _files_under(there, {}):
+            (here / path).parent.mkdir(parents=True, exist_ok=True)
+            _link(there / path, here / path)
     return here
 
 
-def _link(source: str, target: str) -> None:
-    Path(target).unlink(missing_ok=True)
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)  # of a symbolic link, what it points to
     except OSError:  # another file system
         shutil.copy2(source, target)
 
@@ -199,9 +224,10 @@ def _obtain_folder(settings: Download, folder: Path) -> Source:
     skipped: dict[str, str] = {}
     paths = list(_files_under(origin, skipped))
     try:
-        wanted = sorted(places([*paths, *skipped]))
+        found = places([*paths, *skipped])
     except NoClasses as error:
         raise UserError(f"download.folder = {settings.folder}: {error}") from None
+    wanted = sorted(found)
 
     def contents() -> Iterator[tuple[str, bytes]]:
         for path in wanted:
@@ -213,14 +239,29 @@ def _obtain_folder(settings: Download, folder: Path) -> Source:
 
     names = _pack(tqdm(contents(), "packing", len(wanted), unit="image", disable=None), folder)
     skipped = {path: skipped[path] for path in wanted if path in skipped}
+    packed = {found[path].label for path in wanted if path not in skipped}
+    for path, reason in skipped.items():
+        if found[path].label not in packed:
+            raise UserError(
+                f"download.folder = {settings.folder}: class {found[path].label!r}: none of its "
+                f"files can be read, the first is {path}: {reason}"
+            )
     where = str((repository_root() / settings.folder).resolve())
     return Source("folder", where, names, settings.limit_per_class, skipped=skipped)
 
 
 def _files_under(top: Path, skipped: dict[str, str]) -> Iterator[str]:
-    """The relative paths of all files; what is none goes to `skipped`. Links are followed once."""
+    """The relative paths of all files; what is none goes to `skipped`. Links are followed once.
+
+    Raises:
+        UserError: a folder may not be listed; passed over, its class would be missing unnoticed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"download.folder: {error.filename}: cannot be listed: {error.strerror}")
+
     seen = set()
-    for parent, folders, files in os.walk(top, followlinks=True):
+    for parent, folders, files in os.walk(top, onerror=refuse, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:
             folders.clear()
@@ -231,7 +272,12 @@ def _files_under(top: Path, skipped: dict[str, str]) -> Iterator[str]:
             path = Path(parent, name)
             relative = path.relative_to(top).as_posix()
             try:
+                relative.encode()
                 regular = stat.S_ISREG(path.stat().st_mode)
+            except UnicodeEncodeError:
+                printable = os.fsencode(relative).decode(errors="backslashreplace")
+                skipped[printable] = "its name is not UTF-8"
+                continue
             except OSError as error:
                 skipped[relative] = f"cannot be read: {error.strerror}"
                 continue
@@ -256,7 +302,7 @@ def _pack(contents: Iterable[tuple[str, bytes]], folder: Path) -> tuple[str, ...
 
 def _take(files: list[Path], folder: Path) -> tuple[str, ...]:
     for file in files:
-        _link(str(file), str(folder / file.name))
+        _link(file, folder / file.name)
     return tuple(file.name for file in files)
 
 

@@ -45,8 +45,9 @@ def assign_splits(
         members[int(groups[row])].append(row)
     of_class: dict[str, list[list[int]]] = defaultdict(list)
     for rows in members.values():
-        # A group of contradicting labels counts for the class of its first image.
-        of_class[labels[rows[0]]].append(rows)
+        # A group of contradicting labels counts for one class, whatever the order of the rows.
+        _, label = min((keys[row], labels[row]) for row in rows)
+        of_class[label].append(rows)
     for class_groups in of_class.values():
         class_groups.sort(key=lambda rows: _order(seed, min(keys[row] for row in rows)))
         _draw(class_groups, shares, splits)
@@ -55,11 +56,12 @@ def assign_splits(
 
 def _draw(class_groups: list[list[int]], shares: dict[str, float], splits: np.ndarray) -> None:
     """Marks the images of one class that are held out, in place; at least one group stays."""
-    total = sum(map(len, class_groups))
-    # With so few groups that a share rounds to none, one is held out as long as one is left.
+    sizes = sorted(map(len, class_groups))
+    # Where groups are so few or so large that none fits a share, the smallest are held out.
+    least = sizes if len(sizes) > len(shares) else [0] * len(shares)
     wanted = {
-        split: max(round(share * total), int(len(class_groups) > len(shares)))
-        for split, share in shares.items()
+        split: max(round(share * sum(sizes)), size)
+        for (split, share), size in zip(shares.items(), least, strict=False)
     }
     left = len(class_groups)
     for rows in class_groups:

@@ -49,22 +49,27 @@ def open_images(folder: str | Path) -> tuple[Images, pd.DataFrame]:
     Raises:
         UserError: the folder is not a whole data/resized/.
     """
-    table = manifest.read(Path(folder) / "manifest.csv", manifest.COLUMNS, "resize")
-    shards = [
-        _shard(Path(folder) / str(name), rows)
-        for name, rows in table.groupby("shard", sort=False).size().items()
-    ]
+    path = Path(folder) / "manifest.csv"
+    table = manifest.read(path, manifest.COLUMNS, "resize")
+    sizes = table.groupby("shard", sort=False).size()
+    in_order = [(str(name), row) for name, size in sizes.items() for row in range(size)]
+    if not in_order or in_order != list(zip(table["shard"], table["row"], strict=True)):
+        raise UserError(f"{path}: its rows are not those of the shards: run `cnnpipe resize` again")
+    shards: list[np.ndarray] = []
+    for name, size in sizes.items():
+        shards.append(_shard(Path(folder) / str(name), size, shards[0].shape[1:] if shards else ()))
     return Images(shards), table
 
 
-def _shard(path: Path, num_images: int) -> np.ndarray:
+def _shard(path: Path, num_images: int, image_shape: tuple[int, ...]) -> np.ndarray:
     try:
         shard: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read, run `cnnpipe resize` again: {error}") from None
-    if shard.ndim != 4 or shard.dtype != np.uint8 or len(shard) != num_images:
+    fits = shard.ndim == 4 and shard.dtype == np.uint8 and len(shard) == num_images
+    if not fits or (image_shape and shard.shape[1:] != image_shape):
         raise UserError(
-            f"{path}: {shard.shape} {shard.dtype}, but the manifest says {num_images} images: "
+            f"{path}: {shard.shape} {shard.dtype}, not the manifest's {num_images} images: "
             "run `cnnpipe resize` again"
         )
     return shard

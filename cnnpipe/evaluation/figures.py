@@ -18,16 +18,17 @@ def curves(history: pd.DataFrame) -> Figure:
         history: the columns of reports/train/history.csv.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=120)
+    style = "o-" if len(history) <= 50 else "-"  # beyond that the points are one thick line
     best = history.sort_values(
         ["val_accuracy", "val_loss"], ascending=[False, True], kind="stable"
     ).iloc[0]
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split, color in (("train", _BLUE), ("val", _ORANGE)):
-            axes.plot(history["epoch"], history[f"{split}_{name}"], "o-", ms=3.5, color=color,
+            axes.plot(history["epoch"], history[f"{split}_{name}"], style, ms=3.5, color=color,
                       label={"train": "training", "val": "validation"}[split])  # fmt: skip
         axes.axvline(best["epoch"], color="0.6", lw=1, ls=":", zorder=0)
         axes.set(title=name, xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     axes.plot(best["epoch"], best["val_accuracy"], "o", ms=9, mfc="none", color=_ORANGE,
@@ -54,10 +55,14 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
             if counts[row, column] or size <= 10:
                 axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center",
                           color="white" if shares[row, column] > 0.5 else "black")  # fmt: skip
-    names = [_short(name) for name in class_names]
-    axes.set_xticks(range(size), names, rotation=45 if size > 3 else 0,
-                    ha="right" if size > 3 else "center", parse_math=False)  # fmt: skip
-    axes.set_yticks(range(size), names, parse_math=False)
+    # Beyond 150 classes not every name has room.
+    shown = range(0, size, -(-size // 150))
+    names = [_short(class_names[i]) for i in shown]
+    slanted = size > 3 or max(map(len, names)) > 8
+    axes.set_xticks(shown, names, rotation=90 if size > 30 else 45 if slanted else 0,
+                    ha="center" if size > 30 or not slanted else "right",
+                    fontsize=10 if size <= 60 else 6, parse_math=False)  # fmt: skip
+    axes.set_yticks(shown, names, fontsize=10 if size <= 60 else 6, parse_math=False)
     axes.set(xlabel="prediction", ylabel="label")
     axes.spines[:].set_visible(False)
     return figure
@@ -68,18 +73,25 @@ def picture_grid(images: np.ndarray, captions: Sequence[str], title: str) -> Fig
 
     Args:
         images: (n, H, W, 1 or 3) uint8; n may be 0, which the picture says.
-        captions: n of them, of one or two lines.
+        captions: n of them, of one to three lines.
         title: above all of them.
     """
     columns = min(8, max(4, len(images)))
     rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(1.6 * columns, 2.05 * rows + 0.5), layout="constrained", dpi=100)
+    # In inches. No automatic layout: it would shrink the images until the widest caption fits.
+    side, above = 1.6, 0.4
+    below = 0.1 + 0.14 * max((caption.count("\n") + 1 for caption in captions), default=1)
+    height = above + rows * (side + below)
+    figure = Figure(figsize=(1.06 * side * columns, height), dpi=100)
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - above / height, bottom=below / height,
+                           wspace=0.06, hspace=below / side)  # fmt: skip
     figure.suptitle(title if len(images) else f"{title}: none", parse_math=False)
     for axes in figure.subplots(rows, columns, squeeze=False).ravel():
         axes.set_axis_off()
     for axes, image, caption in zip(figure.axes, images, captions, strict=False):
         axes.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray", vmin=0, vmax=255)
-        axes.set_title(caption, fontsize=8, y=-0.02, va="top", parse_math=False)
+        axes.text(0.5, -0.03, caption, fontsize=8, ha="center", va="top", parse_math=False,
+                  transform=axes.transAxes)  # fmt: skip
     return figure
 
 
@@ -93,11 +105,12 @@ def mistake_captions(
 ) -> list[str]:
     """What each image is and what it was taken for."""
     return [
-        f"{_short(label)}\ntaken for {_short(prediction)}, {confidence:.0%}"
+        f"{_short(label)}\ntaken for\n{_short(prediction)}, {confidence:.0%}"
         for label, prediction, confidence in zip(labels, predictions, confidences, strict=True)
     ]
 
 
 def _short(name: str) -> str:
-    name = " ".join(name.split())
+    # matplotlib cannot draw what stands for the undecodable bytes of a folder's name.
+    name = " ".join(name.encode(errors="replace").decode().split())
     return name if len(name) <= 16 else name[:15] + "…"

@@ -23,7 +23,11 @@ def wilson_interval(hits: int, total: int) -> tuple[float, float]:
     centre = share + _Z**2 / (2 * total)
     spread = _Z * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2))
     scale = 1 + _Z**2 / total
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    # None and all are an end of their interval, but for rounding errors.
+    return (
+        min(share, max(0.0, (centre - spread) / scale)),
+        max(share, min(1.0, (centre + spread) / scale)),
+    )
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int) -> float:
@@ -41,7 +45,7 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: i
     confidence = probabilities.max(axis=1)
     hits = probabilities.argmax(axis=1) == labels
     # Open on the left: a confidence of exactly 0.8 belongs to the interval that ends there.
-    bins = np.ceil(confidence * num_bins).clip(1, num_bins).astype(int)
+    bins = np.searchsorted(np.arange(1, num_bins) / num_bins, confidence, side="left")
     gaps = (
         abs(hits[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean()
         for b in np.unique(bins)

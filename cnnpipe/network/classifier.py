@@ -109,7 +109,10 @@ class Classifier:
         """
         try:
             with safe_open(path, framework="pt", device=device) as file:
-                header = json.loads((file.metadata() or {})["cnnpipe"])
+                metadata = file.metadata() or {}
+                if "cnnpipe" not in metadata:
+                    raise UserError(f"{path}: a safetensors file, but not one that cnnpipe wrote")
+                header = json.loads(metadata["cnnpipe"])
                 weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             if header["format"] != _FORMAT:
                 raise UserError(

@@ -43,10 +43,10 @@ def output_size(size: int, kernel_size: int, stride: int = 1, padding: Padding =
 def size_sum(size: int, kernel_size: int, stride: int, padding: Padding) -> str:
     """The sum behind `output_size`, written out; it says where pixels are left over."""
     twice_p = total_padding(kernel_size, padding)
-    p = f"{twice_p / 2:g}"
+    p = f"{twice_p / 2:.12g}"
     span = size - kernel_size + twice_p
     exact = span / stride + 1
-    text = f"({size} - {kernel_size} + 2·{p})/{stride} + 1 = {exact:.4g}"
+    text = f"({size} - {kernel_size} + 2·{p})/{stride} + 1 = {round(exact, 3):.12g}"
     rounded = output_size(size, kernel_size, stride, padding)
     if span < 0 or span % stride == 0:
         return text
@@ -196,7 +196,7 @@ class Residual(_Plain):
         return (self.filters, *shape[1:])
 
     def formula(self, shape: Shape) -> str:
-        return size_sum(shape[1], 3, 1, "same") + ", twice"
+        return _window_formula(shape, (3, 1, "same")) + ", twice"
 
     def widens(self, shape: Shape) -> bool:
         """Whether x needs a 1 x 1 convolution before it can be added."""

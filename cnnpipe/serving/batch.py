@@ -1,10 +1,11 @@
 """Many files to a table of predictions: what `cnnpipe predict` does."""
 
 import csv
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -28,16 +29,25 @@ def predict_paths(predictor: Predictor, paths: list[str], csv_file: str | None) 
         The exit code: 2 where a file that was named, or all of a folder's, are no images.
 
     Raises:
-        UserError: a path does not exist.
+        UserError: a path does not exist, or the table cannot be written.
     """
     files = list(_files(paths))
+    # File names need not be text: bytes that are no UTF-8 come out as they went in.
     if csv_file is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")
         return _write(predictor, files, sys.stdout)
-    with whole_file(csv_file) as part, part.open("w", newline="") as file:
-        return _write(predictor, files, file)
+    try:
+        with (
+            whole_file(csv_file) as part,
+            part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            return _write(predictor, files, file)
+    except OSError as error:
+        raise UserError(f"{csv_file}: cannot be written: {error.strerror}") from None
 
 
-def _write(predictor: Predictor, files: list[tuple[str, bool]], output: IO[str]) -> int:
+def _write(predictor: Predictor, files: list[tuple[str, bool]], output: TextIO) -> int:
     writer = csv.writer(output, lineterminator="\n")
     columns = [f"probability_{name}" for name in predictor.class_names]
     writer.writerow(["path", "prediction", *columns])

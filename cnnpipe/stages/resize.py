@@ -106,8 +106,8 @@ def _write_shard(
     kept: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
     for file in files:
-        data = _raw.read(file.path)
         try:
+            data = _raw.read(file.path)
             image = decode(data)
         except UnreadableImage as error:
             refused.append({"path": file.path, "reason": str(error)})

@@ -56,6 +56,6 @@ def _check(counts: pd.DataFrame) -> None:
     for split in ("val", "test"):
         if not counts[split].sum():
             raise UserError(
-                f"the {split} split is empty: no class has three different images; add images "
-                f"or raise split.{split}"
+                f"the {split} split is empty: no class has enough different images to hold some "
+                f"out; add images or raise split.{split}"
             )

@@ -31,7 +31,8 @@ class Batches:
             images: the store.
             rows: (n,) the rows to use.
             labels: (n,) int64, the label of each of these rows.
-            batch_size: at most so many images a batch.
+            batch_size: at most so many images a batch; a last one of a single image joins the
+                one before.
             device: where they are wanted.
         """
         self.images = images

@@ -105,6 +105,8 @@ def fit(
             train_loss, train_accuracy = (sums / len(train.rows)).tolist()
             _check_finite(train_loss, epoch, train.num_steps - 1, rate)
             val_loss, val_accuracy = judge(classifier, val)
+            # The last step's loss is from before it, and cannot show what it ruined.
+            _check_finite(val_loss, epoch, train.num_steps - 1, rate)
             row = Epoch(
                 epoch, train_loss, train_accuracy, val_loss, val_accuracy, rate,
                 time.perf_counter() - started,

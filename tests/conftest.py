@@ -1,0 +1,46 @@
+"""What the tests share: steady numbers, and a small classifier to try things on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis
+import pytest
+
+# The same examples every time, however busy the machine is.
+hypothesis.settings.register_profile("cnnpipe", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("cnnpipe")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Sums are added in one order, so that golden numbers hold on any machine."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_classifier() -> Callable[..., Any]:
+    """`make_classifier(size=8, color="rgb", class_names=("cat", "dog"), seed=0, **model)`."""
+    import torch
+
+    from cnnpipe.network.classifier import Classifier, Preparation
+    from cnnpipe.network.model import build
+    from cnnpipe.params import Model
+
+    def make(
+        size: int = 8,
+        color: str = "rgb",
+        class_names: tuple[str, ...] = ("cat", "dog"),
+        seed: int = 0,
+        **settings: Any,
+    ) -> Classifier:
+        model = Model(**{"kernel_size": 3, **settings})
+        mean, std = ((120.0,), (70.0,)) if color == "grey" else ((120.5, 110, 100), (70.0, 65, 60))
+        preparation = Preparation(size, "stretch", color, mean, std)
+        torch.manual_seed(seed)
+        network = build(model, preparation.input_shape, len(class_names))
+        network.to(memory_format=torch.channels_last)  # as the train stage does
+        return Classifier(network.eval(), model, preparation, class_names, "a run")
+
+    return make

@@ -1,0 +1,103 @@
+"""What the tests of the data share: pictures as photos are, their files, and a server to ask."""
+
+import io
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.draw import ellipse
+from skimage.filters import gaussian
+
+
+@pytest.fixture(scope="session")
+def photo() -> Callable[..., np.ndarray]:
+    def draw(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+        """(height, width, channels) uint8: soft shapes before a gradient, a little noise."""
+        rng = np.random.default_rng([seed, height, width])
+        slopes = np.linspace(0, 1, height)[:, None] + np.linspace(0, 1, width)
+        image = 60 + 60 * slopes[:, :, None] * rng.random(channels)
+        for _ in range(12):
+            centre = rng.random(2) * (height, width)
+            radii = (0.05 + 0.25 * rng.random(2)) * (height, width) + 1
+            rows, columns = ellipse(*centre, *radii, shape=(height, width))
+            image[rows, columns] = rng.uniform(0, 255, channels)
+        image = gaussian(image, 0.7, channel_axis=2) + rng.normal(0, 2, image.shape)
+        return image.round().clip(0, 255).astype(np.uint8)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def encoded() -> Callable[..., bytes]:
+    def encode(image: np.ndarray | Image.Image, kind: str, **options: Any) -> bytes:
+        """The bytes of an image file; `kind` is a name that Pillow knows."""
+        file = io.BytesIO()
+        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        picture.save(file, kind, **options)
+        return file.getvalue()
+
+    return encode
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty repository's root, which is the current folder."""
+    root = tmp_path / "repository"
+    root.mkdir()
+    monkeypatch.chdir(root)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return root
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files`, by path, on loopback; the first `failures` answers of a path are 503."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files: dict[str, bytes] = {}
+        self.failures: Counter[str] = Counter()
+        self.requests: list[str] = []
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0]
+        self.server.requests.append(path)
+        if self.server.failures[path]:
+            self.server.failures[path] -= 1
+            return self.send_error(503)
+        if path not in self.server.files:
+            return self.send_error(404)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.server.files[path])))
+        self.end_headers()
+        self.wfile.write(self.server.files[path])
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

@@ -1,0 +1,162 @@
+"""Tests of the store: the shards behave as the one array they are cut from."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cnnpipe.data import manifest
+from cnnpipe.data.store import open_images
+from cnnpipe.errors import UserError
+
+LENGTHS = [4, 1, 6, 2]
+N = sum(LENGTHS)
+
+
+@pytest.fixture
+def whole() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (N, 3, 5, 2), np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, whole: np.ndarray) -> Path:
+    """A data/resized/ of shards of different lengths."""
+    rows = []
+    for i, shard in enumerate(np.split(whole, np.cumsum(LENGTHS)[:-1])):
+        np.save(tmp_path / f"images-{i}.npy", shard)
+        rows += [{"shard": f"images-{i}.npy", "row": row} for row in range(len(shard))]
+    fixed = {"official": "", "width": 9, "height": 9, "sha256": "ab", "phash": "0" * 16}
+    table = pd.DataFrame(rows).assign(
+        path=[f"{i}.jpg" for i in range(N)], label=["NA", "1"] * (N // 2) + ["NA"], **fixed
+    )
+    manifest.write(table, tmp_path / "manifest.csv", manifest.COLUMNS)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        *range(-N, N),
+        np.int64(5),
+        slice(None),
+        slice(3, 7),
+        slice(None, None, -3),
+        slice(50, 60),
+        np.array([12, 0, 4, 4, 3, 11]),
+        np.array([-1, -N, 5]),
+        np.array([], int),
+        [2, 9],
+        np.arange(N) % 3 == 0,
+        np.zeros(N, bool),
+    ],
+)
+def test_every_index_gives_what_the_whole_array_gives(
+    folder: Path, whole: np.ndarray, rows: Any
+) -> None:
+    images, _ = open_images(folder)
+    np.testing.assert_array_equal(images[rows], whole[rows])
+    assert images[rows].dtype == np.uint8
+
+
+def test_length_and_shape_are_those_of_the_whole(folder: Path, whole: np.ndarray) -> None:
+    images, table = open_images(folder)
+    assert len(images) == len(table) == N
+    assert images.shape == whole.shape
+
+
+def test_iterating_gives_every_image_once(folder: Path, whole: np.ndarray) -> None:
+    images, _ = open_images(folder)
+    np.testing.assert_array_equal(np.stack(list(images)), whole)  # type: ignore[call-overload]
+
+
+def test_what_is_read_can_be_changed_and_the_files_do_not(folder: Path, whole: np.ndarray) -> None:
+    images, _ = open_images(folder)
+    images[3][:] = 0
+    images[:][:] = 0
+    np.testing.assert_array_equal(images[:], whole)
+
+
+@pytest.mark.parametrize(
+    "rows", [N, -N - 1, np.array([0, N]), np.array([-N - 1]), np.ones(N + 1, bool)]
+)
+def test_an_index_out_of_range_is_an_error(folder: Path, rows: Any) -> None:
+    images, _ = open_images(folder)
+    with pytest.raises(IndexError):
+        images[rows]
+
+
+def test_the_manifest_describes_the_images_in_their_order(folder: Path) -> None:
+    _, table = open_images(folder)
+    assert table["path"].tolist() == [f"{i}.jpg" for i in range(N)]
+    assert set(table["label"]) == {"NA", "1"}
+
+
+def test_a_missing_folder_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"manifest.csv: no such file: run `cnnpipe resize` first"):
+        open_images(tmp_path / "resized")
+
+
+def _missing(path: Path) -> None:
+    path.unlink()
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def _header_only(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def _of_another_length(path: Path) -> None:
+    np.save(path, np.zeros((5, 3, 5, 2), np.uint8))
+
+
+def _of_another_type(path: Path) -> None:
+    np.save(path, np.zeros((6, 3, 5, 2), np.float32))
+
+
+def _of_another_shape(path: Path) -> None:
+    np.save(path, np.zeros((6, 15, 2), np.uint8))
+
+
+def _of_another_size(path: Path) -> None:
+    np.save(path, np.zeros((6, 4, 4, 2), np.uint8))
+
+
+def _pickled(path: Path) -> None:
+    np.save(path, np.array([{}] * 6), allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _missing,
+        _cut,
+        _header_only,
+        _of_another_length,
+        _of_another_type,
+        _of_another_shape,
+        _of_another_size,
+        _pickled,
+    ],
+)
+def test_a_wrong_shard_is_named(folder: Path, damage: Any) -> None:
+    damage(folder / "images-2.npy")
+    with pytest.raises(UserError, match=r"images-2.npy: .*run `cnnpipe resize` again"):
+        open_images(folder)
+
+
+@pytest.mark.parametrize(
+    "order", [slice(None, None, -1), slice(0, 0), [*range(5), 6, 5, *range(7, N)]]
+)
+def test_a_manifest_whose_rows_are_not_those_of_the_shards_is_refused(
+    folder: Path, order: Any
+) -> None:
+    lines = (folder / "manifest.csv").read_text().splitlines(keepends=True)
+    shuffled = np.array(lines[1:], object)[order].tolist()
+    (folder / "manifest.csv").write_text("".join([lines[0], *shuffled]))
+    with pytest.raises(UserError, match=r"manifest.csv: .*run `cnnpipe resize` again"):
+        open_images(folder)

@@ -1,0 +1,77 @@
+"""Tests of the predictor: from a file's bytes to what the network says of the stored image."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cnnpipe.data.decode import UnreadableImage, decode
+from cnnpipe.data.resizer import prepare
+from cnnpipe.data.store import Images
+from cnnpipe.errors import UserError
+from cnnpipe.serving import Predictor
+from cnnpipe.training.batches import Batches
+from cnnpipe.training.loop import predict
+
+
+def encoded(seed: int, kind: str = "png") -> bytes:
+    """An image file of a size of its own."""
+    chance = np.random.default_rng(seed)
+    height, width = chance.integers(9, 40, 2)
+    pixels = chance.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("color", ["rgb", "grey"])
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+def test_probabilities_of_a_file_are_those_of_the_stored_image(
+    make_classifier: Any, tmp_path: Path, head: str, color: str
+) -> None:
+    classifier = make_classifier(color=color, head=head, flip_average=True)
+    classifier.save(tmp_path / "m.safetensors")
+    predictor = Predictor.load(tmp_path / "m.safetensors")
+    files = [encoded(i, kind) for i, kind in enumerate(["png", "jpeg", "webp", "bmp"] * 3)]
+    result = predictor.predict(files)
+    stored = Images([np.stack([prepare(decode(data), 8, "stretch", color) for data in files])])
+    rows = np.arange(len(files))
+    evaluated = predict(classifier, Batches(stored, rows, rows, 64, torch.device("cpu")))
+    assert result.dtype == np.float32
+    assert result.shape == (12, 2)
+    np.testing.assert_array_equal(result, evaluated)
+    assert len(np.unique(result[:, 0])) == 12  # every image has its own
+
+
+def test_more_images_than_a_batch_keep_their_order(make_classifier: Any) -> None:
+    predictor = Predictor(make_classifier())
+    files = [encoded(i) for i in range(70)]
+    result = predictor.predict(files)
+    assert result.shape == (70, 2)
+    for i in (0, 63, 64, 69):
+        np.testing.assert_allclose(result[i], predictor.predict([files[i]])[0], rtol=1e-5)
+
+
+def test_no_images_give_no_rows(make_classifier: Any) -> None:
+    result = Predictor(make_classifier(class_names=("a", "b", "c"))).predict([])
+    assert result.shape == (0, 3)
+    assert result.dtype == np.float32
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", encoded(0)[:40]])
+def test_what_is_no_image_is_refused_with_the_reason(make_classifier: Any, data: bytes) -> None:
+    with pytest.raises(UnreadableImage, match=r"empty file|not an image|damaged"):
+        Predictor(make_classifier()).predict([encoded(0), data])
+
+
+def test_class_names_are_the_models(make_classifier: Any) -> None:
+    assert Predictor(make_classifier(class_names=("x", "y"))).class_names == ("x", "y")
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"m\.safetensors: no such file"):
+        Predictor.load(tmp_path / "m.safetensors")

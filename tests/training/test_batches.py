@@ -1,0 +1,118 @@
+"""Tests of the batches: every image once, in an order that is known beforehand."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cnnpipe.data.store import Images
+from cnnpipe.training.batches import Batches, channel_statistics
+
+CPU = torch.device("cpu")
+
+
+def store(count: int, channels: int = 3) -> Images:
+    """Images of which number i has the value i in its first pixel."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 4, 5, channels), dtype=np.uint8)
+    pixels[:, 0, 0, 0] = np.arange(count)
+    return Images([pixels[: count // 3], pixels[count // 3 :]])
+
+
+def batches(count: int, batch_size: int) -> Batches:
+    """Of `count` images in twice as large a store; the label is the row times 10."""
+    rows = np.random.default_rng(1).permutation(2 * count)[:count]
+    return Batches(store(2 * count), rows, rows * 10, batch_size, CPU)
+
+
+def seen(parts: list[tuple[Tensor, Tensor]]) -> list[int]:
+    """The rows, by the first pixel; checks that image and label belong together."""
+    rows = [int(row) for images, _ in parts for row in images[:, 0, 0, 0]]
+    assert [int(label) for _, labels in parts for label in labels] == [10 * row for row in rows]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size"), [(1, 1), (1, 8), (8, 8), (20, 8), (17, 8), (5, 1)]
+)
+def test_every_image_comes_exactly_once_an_epoch(count: int, batch_size: int) -> None:
+    of = batches(count, batch_size)
+    for epoch in range(3):
+        parts = list(of.shuffled(3, epoch))
+        assert sorted(seen(parts)) == sorted(of.rows)
+        assert len(parts) == of.num_steps
+
+
+def test_in_order_keeps_the_order_of_the_rows() -> None:
+    of = batches(20, 8)
+    assert seen(list(of.in_order())) == of.rows.tolist()
+
+
+def test_the_order_depends_on_the_seed_and_the_epoch_alone() -> None:
+    of, same = batches(20, 8), batches(20, 5)
+    first = seen(list(of.shuffled(3, 1)))
+    np.random.seed(9)
+    torch.manual_seed(9)
+    assert seen(list(same.shuffled(3, 1))) == first
+    assert seen(list(of.shuffled(3, 2))) != first
+    assert seen(list(of.shuffled(4, 1))) != first
+    assert first != of.rows.tolist()
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "sizes"),
+    [
+        (16, 8, [8, 8]),
+        (18, 8, [8, 8, 2]),
+        (17, 8, [8, 9]),  # batch normalisation cannot learn from one image
+        (9, 8, [9]),
+        (1, 8, [1]),
+        (3, 1, [1, 1, 1]),
+    ],
+)
+def test_a_last_batch_of_one_image_joins_the_one_before(
+    count: int, batch_size: int, sizes: list[int]
+) -> None:
+    of = batches(count, batch_size)
+    assert [len(labels) for _, labels in of.shuffled(0, 1)] == sizes
+    assert [len(labels) for _, labels in of.in_order()] == sizes
+    assert of.num_steps == len(sizes)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_batch_is_uint8_in_the_stores_own_layout(channels: int) -> None:
+    images = store(6, channels)
+    rows = np.array([4, 1, 5])
+    read, labels = next(Batches(images, rows, rows, 8, CPU).in_order())
+    assert read.shape == (3, channels, 4, 5)
+    assert read.dtype == torch.uint8 and labels.dtype == torch.int64
+    # (N, H, W, C) in memory, seen as (N, C, H, W): nothing was copied to turn it.
+    assert read.permute(0, 2, 3, 1).is_contiguous()
+    assert read.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(read.permute(0, 2, 3, 1).numpy(), images[rows])
+
+
+def test_batches_can_be_left_before_their_end() -> None:
+    of = batches(20, 4)
+    for _ in of.shuffled(0, 1):
+        break
+    assert sorted(seen(list(of.shuffled(0, 1)))) == sorted(of.rows)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channel_statistics_are_numpys(channels: int) -> None:
+    images = store(150, channels)
+    rows = np.arange(0, 150, 2)[::-1]  # more than are read at a time
+    mean, std = channel_statistics(images, rows)
+    pixels = images[rows].reshape(-1, channels).astype(np.float64)
+    np.testing.assert_allclose(mean, pixels.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(std, pixels.std(axis=0), rtol=1e-9)
+    assert all(type(value) is float for value in (*mean, *std))
+
+
+@pytest.mark.parametrize("value", [0, 77, 255])
+def test_a_channel_that_never_varies_has_a_deviation_to_divide_by(value: int) -> None:
+    pixels = np.full((70, 4, 5, 2), value, np.uint8)
+    pixels[::2, :, :, 1] = 3
+    mean, std = channel_statistics(Images([pixels]), np.arange(70))
+    assert (mean[0], std[0]) == (value, 1.0)
+    assert std[1] == pytest.approx(abs(value - 3) / 2)
