@@ -184,19 +184,27 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--mlflow-port" in line
 
 
-def test_sigterm_ends_a_stage_with_143_and_leaves_nothing_half_written() -> None:
+@pytest.mark.parametrize(
+    ("number", "to_all", "code", "word"),
+    [(signal.SIGTERM, False, 143, "terminated"), (signal.SIGTERM, True, 143, "terminated"),
+     (signal.SIGINT, True, 130, "interrupted")],
+)  # fmt: skip
+def test_a_signal_ends_a_stage_in_one_line_and_leaves_nothing_half_written(
+    number: signal.Signals, to_all: bool, code: int, word: str
+) -> None:
     Path("params.yaml").write_text("base: {seed: 7}")
-    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [CNNPIPE, "download"], env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [CNNPIPE, "download"], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     while not list(Path().glob("data/.raw.*/images.zip")):  # it is drawing
         assert process.poll() is None
         time.sleep(0.05)
-    process.terminate()
-    assert process.wait(timeout=30) == 143
-    assert process.stderr is not None
-    assert process.stderr.read().splitlines()[-1] == "cnnpipe: terminated"
+    if to_all:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    assert process.communicate(timeout=60)[1] == f"cnnpipe: {word}\n"
+    assert process.returncode == code
     assert list(Path("data").iterdir()) == []
 
 

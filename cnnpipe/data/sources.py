@@ -13,7 +13,6 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -28,6 +27,7 @@ from cnnpipe.data.layout import NoClasses, places
 from cnnpipe.data.raw import Source, check_archive, jpeg, png
 from cnnpipe.errors import RunFailed, UserError
 from cnnpipe.params import Download
+from cnnpipe.processes import num_cores, process_pool
 from cnnpipe.workspace import repository_root
 
 
@@ -307,7 +307,7 @@ def _take(files: list[Path], folder: Path) -> tuple[str, ...]:
 
 
 def _draw_pets(seed: int) -> Iterator[tuple[str, bytes]]:
-    with ProcessPoolExecutor() as pool:
+    with process_pool(num_cores()) as pool:
         drawn = pool.map(partial(_drawn_pet, seed), range(drawn_pets.NUM_IMAGES), chunksize=16)
         yield from tqdm(drawn, "drawing", drawn_pets.NUM_IMAGES, unit="image", disable=None)
 

@@ -6,9 +6,7 @@ the shard, so that no pixels travel between processes and memory stays at a shar
 
 import copy
 import hashlib
-import os
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from cnnpipe.data.raw import Raw, RawImage, Source, open_raw
 from cnnpipe.data.resizer import prepare
 from cnnpipe.errors import UserError
 from cnnpipe.params import Params, Resize
+from cnnpipe.processes import num_cores, process_pool
 from cnnpipe.workspace import whole_folder
 
 # Large enough for few files, small enough that a shard a process fits into memory with ease.
@@ -47,9 +46,9 @@ def run(params: Params) -> None:
             {"path": path, "reason": reason}
             for path, reason in Source.read("data/raw").skipped.items()
         ]
-        num_workers = min(_num_workers(settings), len(jobs))
+        num_workers = num_cores() if settings.workers == "auto" else settings.workers
         with (
-            ProcessPoolExecutor(num_workers, initializer=_open, initargs=(raw,)) as pool,
+            process_pool(min(num_workers, len(jobs)), _open, (raw,)) as pool,
             tqdm(total=len(files), desc="resizing", unit="image", disable=None) as progress,
         ):
             for kept, refused in pool.map(partial(_write_shard, settings), jobs):
@@ -75,16 +74,6 @@ def _shards(files: list[RawImage], shape: tuple[int, int, int]) -> list[list[Raw
     fitting = max(1, _SHARD_BYTES // int(np.prod(shape)))
     length = min(fitting, -(-len(files) // _MIN_SHARDS))
     return [files[i : i + length] for i in range(0, len(files), length)]
-
-
-def _num_workers(settings: Resize) -> int:
-    if settings.workers == "auto":
-        return (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
-    return settings.workers
 
 
 _raw: Raw  # in each worker process, the data set, opened once

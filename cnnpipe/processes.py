@@ -1,0 +1,51 @@
+"""Work spread over the cores, that ends in an orderly way whatever happens to it."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+from cnnpipe.errors import RunFailed
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def process_pool(
+    num_workers: int, begin: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
+) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes for the block; what they have not begun when it ends, they never will.
+
+    Args:
+        num_workers: how many.
+        begin: called in each worker before its first work.
+        arguments: of `begin`.
+
+    Raises:
+        RunFailed: a worker died.
+    """
+    pool = ProcessPoolExecutor(num_workers, initializer=_begin, initargs=(begin, arguments))
+    try:
+        yield pool
+    except BrokenProcessPool:
+        raise RunFailed(
+            "a worker process died, perhaps for want of memory: try again with resize.workers=1"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    # Ctrl-C goes to the whole group, and it is the parent's to act on; it then ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if begin is not None:
+        begin(*arguments)
