@@ -32,7 +32,15 @@ def process_pool(
     Raises:
         RunFailed: a worker died.
     """
-    pool = ProcessPoolExecutor(num_workers, initializer=_begin, initargs=(begin, arguments))
+    pool = ProcessPoolExecutor(num_workers, initializer=begin, initargs=arguments)
+    # Ctrl-C goes to the whole group, but it is the parent's to act on; it then ends the workers,
+    # which inherit the mask. And an exception raised in the middle of a fork would be lost.
+    handled = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, handled)
+    try:
+        pool.submit(int)  # starts them
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
     try:
         yield pool
     except BrokenProcessPool:
@@ -41,11 +49,3 @@ def process_pool(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _begin(begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
-    # Ctrl-C goes to the whole group, and it is the parent's to act on; it then ends the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if begin is not None:
-        begin(*arguments)
