@@ -23,7 +23,7 @@ run: $(INSTALLED) ## install, run the pipeline, show the result and where to loo
 	@echo 'Prefect     http://127.0.0.1:4200  once `make up` runs'
 
 test: check ## check, then run the tests
-	@pytest -n 2
+	@pytest -n auto --dist loadfile
 
 check: $(INSTALLED) ## format, lint, types, imports
 	@ruff format --check .
