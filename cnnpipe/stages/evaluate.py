@@ -68,7 +68,9 @@ def run(params: Params) -> None:
     trained_by = json.loads(Path("models/run.json").read_text())["run_id"]
     with (
         whole_folder("reports/test") as folder,
-        tracking.reopen_run(trained_by, f"{classifier.model.architecture} evaluated", {}) as tracked,
+        tracking.reopen_run(
+            trained_by, f"{classifier.model.architecture} evaluated", {}
+        ) as tracked,
     ):
         (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
         predictions.to_csv(folder / "predictions.csv", index=False, lineterminator="\n")
