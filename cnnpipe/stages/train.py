@@ -138,7 +138,8 @@ def _log_start(
     )
     for split in ("train", "val", "test"):
         part = table.loc[table["split"] == split, ["path", "label"]]
-        tracked.log_data(part, source, download.source, data_hash, split)
+        # A name for each: MLflow takes two data sets of one name and digest for the same.
+        tracked.log_data(part, source, f"{download.source}/{split}", data_hash, split)
     rows = _sample_rows(table, splits["train"])
     captions = figures.sample_captions(table["label"].iloc[rows].tolist())
     samples = figures.picture_grid(images[rows], captions, "training images")
