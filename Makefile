@@ -51,5 +51,5 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@echo 'Installing into .venv, about two minutes, once.'
 	@$(PYTHON) -m venv --clear .venv
 	@.venv/bin/pip install -qq --disable-pip-version-check --requirement requirements.lock
-	@.venv/bin/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@.venv/bin/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@

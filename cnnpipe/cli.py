@@ -142,6 +142,8 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _up(args: argparse.Namespace) -> int:
+    from cnnpipe.params import load
     from cnnpipe.servers import serve
 
+    load(PARAMS)  # or the servers would keep their data in just any folder
     return serve(args.mlflow_port, args.prefect_port)

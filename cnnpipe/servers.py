@@ -17,6 +17,7 @@ from cnnpipe.errors import RunFailed, UserError
 from cnnpipe.workspace import repository_root
 
 HOST = "127.0.0.1"
+_DEFAULT_PREFECT_PORT = 4200  # where a flow looks for the server
 _START_TIMEOUT_S = 90
 _STOP_TIMEOUT_S = 10
 
@@ -31,6 +32,8 @@ def serve(mlflow_port: int, prefect_port: int) -> int:
         UserError: a port is taken.
         RunFailed: a server does not start, or ends by itself.
     """
+    if mlflow_port == prefect_port:
+        raise UserError(f"--mlflow-port and --prefect-port are both {mlflow_port}: take two ports")
     for port, option in ((mlflow_port, "--mlflow-port"), (prefect_port, "--prefect-port")):
         _check_free(port, option)
     root = repository_root()
@@ -68,6 +71,8 @@ def serve(mlflow_port: int, prefect_port: int) -> int:
         print(f"MLflow    {mlflow_url}")
         print(f"Prefect   {prefect_url}   (the deployment is called pipeline)")
         print("Ctrl-C stops both.", flush=True)
+        if prefect_port != _DEFAULT_PREFECT_PORT:
+            print(f"In other terminals: export PREFECT_API_URL={prefect_url}/api", flush=True)
         while True:
             for child in children:
                 child.check()
@@ -132,7 +137,7 @@ def _check_free(port: int, option: str) -> None:
             probe.bind((HOST, port))
         except (OSError, OverflowError) as error:
             raise UserError(
-                f"port {port} cannot be used: {error}: choose another with {option}"
+                f"port {port} cannot be used ({error}): choose another with {option}"
             ) from None
 
 

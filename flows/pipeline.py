@@ -12,6 +12,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -23,7 +25,7 @@ from prefect.settings import (
     PREFECT_SERVER_ANALYTICS_ENABLED,
     temporary_settings,
 )
-from prefect.states import Completed, State
+from prefect.states import Completed, Failed, State
 
 STAGES = ("download", "resize", "split", "train", "evaluate")
 LOCAL_API = "http://127.0.0.1:4200/api"
@@ -35,17 +37,9 @@ _RESTORED = "is cached - skipping run"
 _STOP_TIMEOUT_S = 10
 
 
-class StageFailed(Exception):
-    """`dvc repro` of a stage failed; the message is its last line."""
-
-
 @task(task_run_name="{stage}")
 def run_stage(stage: str) -> State[Any]:
-    """Runs one DVC stage, its output line by line in the task's log.
-
-    Raises:
-        StageFailed: the stage failed.
-    """
+    """Runs one DVC stage, its output line by line in the task's log; how it ended."""
     logger = get_run_logger()
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", "--single-item", stage],
@@ -62,13 +56,14 @@ def run_stage(stage: str) -> State[Any]:
             "CNNPIPE_FLOW_RUN_ID": str(runtime.flow_run.id),
         },
     )
-    name, last = "Completed", ""
+    name, reason = "Completed", ""
     try:
         assert process.stdout is not None
         for line in process.stdout:
             if line := line.rstrip():
                 logger.info(line)
-                last = line
+            if line.startswith("cnnpipe: ") or not reason.startswith("cnnpipe: "):
+                reason = line or reason
             if _SKIPPED in line:
                 name = "Skipped"
             elif _RESTORED in line:
@@ -78,7 +73,7 @@ def run_stage(stage: str) -> State[Any]:
         _stop(process)
         raise
     if code:
-        raise StageFailed(f"{stage}: {last}")
+        return Failed(message=reason)
     return Completed(name=name, message=f"{stage}: {name.lower()}")
 
 
@@ -113,19 +108,27 @@ def main() -> int:
         if args.serve:
             pipeline.serve(name="pipeline")
             return 0
-        return 0 if pipeline(return_state=True).is_completed() else 1
+        try:
+            return 0 if pipeline(return_state=True).is_completed() else 1
+        except KeyboardInterrupt:
+            print("cnnpipe: interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """Ends the stage and everything that it started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(_STOP_TIMEOUT_S)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    """Ends the stage and everything that it started.
+
+    DVC itself goes at once, and the stage takes a moment to tell MLflow: what counts is when the
+    last process of the group is gone.
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while time.monotonic() < deadline:
+            process.poll()  # or DVC would stay as a zombie, and the group with it
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

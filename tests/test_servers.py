@@ -41,6 +41,7 @@ def test_up_serves_both_on_loopback_and_one_signal_stops_all(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     shutil.copytree(ROOT / "flows", tmp_path / "flows")
+    (tmp_path / "params.yaml").write_text("{}")
     mlflow_port, prefect_port = free_port(), free_port()
     process = start(tmp_path, mlflow_port, prefect_port)
     assert process.stdout is not None
@@ -74,6 +75,7 @@ def test_up_serves_both_on_loopback_and_one_signal_stops_all(
 
 
 def test_a_server_that_does_not_come_up_is_named_with_its_log(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("{}")
     (tmp_path / "flows").mkdir()
     (tmp_path / "flows" / "__init__.py").touch()
     (tmp_path / "flows" / "pipeline.py").write_text("raise SystemExit('no flow here')")

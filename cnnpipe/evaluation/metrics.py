@@ -85,7 +85,8 @@ def metrics(
         "accuracy": hits / len(labels),
         "accuracy_low": low,
         "accuracy_high": high,
-        "f1": float(per_class(probabilities, labels)["f1"].mean()),
+        # Of the classes that are there to be found.
+        "f1": float(per_class(probabilities, labels)["f1"][np.unique(labels)].mean()),
         "roc_auc": roc_auc(probabilities, labels),
         "log_loss": float(log_loss(labels, probabilities, labels=range(probabilities.shape[1]))),
         "calibration_error": calibration_error(probabilities, labels, num_bins),

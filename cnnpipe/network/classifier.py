@@ -5,6 +5,7 @@ class names, and how an image is prepared for it. Nothing in it is ever executed
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,15 @@ class Classifier:
 
         Call it in evaluation mode and without gradients.
         """
+        return self.log_probabilities(images).exp()
+
+    def log_probabilities(self, images: Tensor) -> Tensor:
+        """The logarithms of `probabilities`, finite also where a probability rounds to 0."""
         normalised = self.preparation.normalise(images)
-        result = self.class_logits(normalised).softmax(dim=1)
+        result = self.class_logits(normalised).log_softmax(dim=1)
         if self.model.flip_average:
-            result = (result + self.class_logits(normalised.flip(3)).softmax(dim=1)) / 2
+            mirrored = self.class_logits(normalised.flip(3)).log_softmax(dim=1)
+            result = torch.logaddexp(result, mirrored) - math.log(2)
         return result
 
     def save(self, path: str | Path) -> None:

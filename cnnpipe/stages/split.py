@@ -34,6 +34,9 @@ def run(params: Params) -> None:
     with whole_file("data/split.csv") as part:
         manifest.write(result, part, manifest.SPLIT_COLUMNS)
     print(counts.loc[counts.sum(axis=1).nlargest(20).index].sort_index().to_string())
+    for name in ("val", "test"):
+        if without := counts.index[counts[name] == 0].tolist():
+            print(f"warning: no {name} images of {len(without):,} classes, such as {without[0]!r}")
     sizes = result["group"].value_counts()
     print(
         f"{(sizes > 1).sum():,} groups of copies or near-copies, {sizes[sizes > 1].sum():,} images"

@@ -125,11 +125,9 @@ def fit(
 
 def judge(classifier: Classifier, batches: Batches) -> tuple[float, float]:
     """The cross-entropy, in nats, and the accuracy over the batches."""
-    probabilities = predict(classifier, batches)
-    truth = np.arange(len(batches.rows)), batches.labels
-    # Clipped as scikit-learn's log_loss does, so that one certain mistake is not infinite.
-    loss = -np.log(probabilities[truth].clip(np.finfo(probabilities.dtype).eps)).mean()
-    return float(loss), float((probabilities.argmax(1) == batches.labels).mean())
+    logs = _log_probabilities(classifier, batches).numpy()
+    loss = -logs[np.arange(len(batches.rows)), batches.labels].mean()
+    return float(loss), float((logs.argmax(1) == batches.labels).mean())
 
 
 def predict(classifier: Classifier, batches: Batches) -> np.ndarray:
@@ -137,10 +135,14 @@ def predict(classifier: Classifier, batches: Batches) -> np.ndarray:
 
     Always in float32, whatever the network was trained in: validation, test and prediction agree.
     """
+    return _log_probabilities(classifier, batches).exp().numpy()
+
+
+def _log_probabilities(classifier: Classifier, batches: Batches) -> Tensor:
     classifier.network.eval()
     with torch.inference_mode():
-        parts = [classifier.probabilities(images) for images, _ in batches.in_order()]
-        return torch.cat(parts).cpu().numpy()
+        parts = [classifier.log_probabilities(images) for images, _ in batches.in_order()]
+        return torch.cat(parts).cpu()
 
 
 def learning_rate(settings: Train, step: int, total_steps: int) -> float:

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -74,7 +76,37 @@ def test_a_stage_that_fails_fails_the_flow_and_nothing_after_it_runs(
     params.write_text(before)
     assert done.returncode == 1
     assert states(done) == {"download": "Failed"}
-    assert "cnnpipe: params.yaml: convolution: (W - F + 2P)/S + 1 = (1 - 3 + 2·0)/1" in done.stdout
+    reason = "cnnpipe: params.yaml: convolution: (W - F + 2P)/S + 1 = (1 - 3 + 2·0)/1"
+    assert f"Finished in state Failed('{reason}" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_an_interrupted_flow_lets_the_stage_tell_the_tracker(
+    project: Path, call: Call, environment: dict[str, str], prefect_api: str
+) -> None:
+    params = project / "params.yaml"
+    before = params.read_text()
+    params.write_text(before.replace("epochs: 1", "epochs: 100000"))
+    assert call("dvc", "repro", "split").returncode == 0
+    flow = subprocess.Popen(
+        FLOW, cwd=project, env={**environment, "PREFECT_API_URL": prefect_api}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert flow.stdout is not None
+    for line in flow.stdout:
+        if "epoch 3/100000" in line:
+            break
+    flow.send_signal(signal.SIGINT)
+    output, _ = flow.communicate(timeout=60)
+    params.write_text(before)
+    assert flow.returncode == 130
+    assert output.endswith("cnnpipe: interrupted\n")
+    listed = call(
+        sys.executable, "-c",
+        "from cnnpipe import tracking; import mlflow; tracking.prepare_store();"
+        "print(mlflow.search_runs(experiment_names=['cnnpipe']).status[0])",
+    ).stdout  # fmt: skip
+    assert listed.splitlines()[-1] == "KILLED"
 
 
 @pytest.mark.parametrize("option", [(), ("--serve",)])
