@@ -1,7 +1,9 @@
 """Work spread over the cores, that ends in an orderly way whatever happens to it."""
 
+import ctypes
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -32,16 +34,18 @@ def process_pool(
     Raises:
         RunFailed: a worker died.
     """
-    pool = ProcessPoolExecutor(num_workers, initializer=begin, initargs=arguments)
+    pool = ProcessPoolExecutor(
+        num_workers, initializer=_begin, initargs=(os.getpid(), begin, arguments)
+    )
     # Ctrl-C goes to the whole group, but it is the parent's to act on; it then ends the workers,
     # which inherit the mask. And an exception raised in the middle of a fork would be lost.
     handled = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, handled)
     try:
-        pool.submit(int)  # starts them
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
-    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, handled)
+        try:
+            pool.submit(int)  # starts them
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
         yield pool
     except BrokenProcessPool:
         raise RunFailed(
@@ -49,3 +53,14 @@ def process_pool(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin(parent: int, begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    # However the parent ends, its workers end with it.
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+    if begin is not None:
+        begin(*arguments)
