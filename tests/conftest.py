@@ -1,5 +1,6 @@
 """What the tests share: steady numbers, and a small classifier to try things on."""
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,11 @@ import pytest
 # The same examples every time, however busy the machine is.
 hypothesis.settings.register_profile("cnnpipe", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("cnnpipe")
+
+
+def pytest_configure() -> None:
+    # A run in the background of a script ignores Ctrl-C, and so would all that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

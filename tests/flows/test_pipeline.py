@@ -93,12 +93,15 @@ def test_an_interrupted_flow_lets_the_stage_tell_the_tracker(
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert flow.stdout is not None
-    for line in flow.stdout:
-        if "epoch 3/100000" in line:
-            break
-    flow.send_signal(signal.SIGINT)
-    output, _ = flow.communicate(timeout=60)
-    params.write_text(before)
+    try:
+        for line in flow.stdout:
+            if "epoch 3/100000" in line:
+                break
+        flow.send_signal(signal.SIGINT)
+        output, _ = flow.communicate(timeout=60)
+    finally:
+        flow.terminate()
+        params.write_text(before)
     assert flow.returncode == 130
     assert output.endswith("cnnpipe: interrupted\n")
     listed = call(
