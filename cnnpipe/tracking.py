@@ -39,7 +39,7 @@ from mlflow.exceptions import MlflowException
 
 import cnnpipe
 from cnnpipe.errors import RunFailed, UserError
-from cnnpipe.workspace import repository_root
+from cnnpipe.workspace import repository_root, signals_held
 
 for _name in ("mlflow", "alembic"):  # what they do well is no news
     logging.getLogger(_name).setLevel(logging.WARNING)
@@ -110,7 +110,9 @@ class Run:
 
     def _attempt(self, log: Callable[[], object]) -> None:
         try:
-            log()
+            # An exception in the middle of a transaction would leave the store locked.
+            with signals_held():
+                log()
         except (MlflowException, requests.RequestException, OSError) as error:
             if not self._warned:
                 reason = " ".join(str(error).split())[:300]
@@ -268,7 +270,7 @@ def _ending(active: mlflow.ActiveRun) -> Iterator[Run]:
         status = RunStatus.KILLED
         raise
     finally:
-        with suppress(MlflowException, requests.RequestException):
+        with suppress(MlflowException, requests.RequestException), signals_held():
             mlflow.end_run(RunStatus.to_string(status))
 
 

@@ -1,8 +1,10 @@
-"""Where things are: the repository's root, and files that are whole or not there."""
+"""The repository's root, files that are whole or not there, and signals that can wait."""
 
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,26 @@ def repository_root() -> Path:
     itself in DVC_ROOT. Outside of DVC it is the current folder.
     """
     return Path(os.environ.get("DVC_ROOT", ".")).resolve()
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block is done, which is not to be left half-way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is ever interrupted
+        return
+    caught: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if caught:
+            signal.raise_signal(caught[0])
 
 
 @contextmanager
