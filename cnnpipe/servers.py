@@ -65,9 +65,7 @@ def serve(mlflow_port: int, prefect_port: int) -> int:
         children[1].wait_for(lambda: _answers(f"{prefect_url}/api/health"))
         children.append(_Child("flow", ["flows.pipeline", "--serve"], env, root))
         flow = children[-1]
-        flow.wait_for(
-            lambda: "runs:" in flow.log.read_text() or "deployment" in flow.log.read_text()
-        )
+        flow.wait_for(lambda: "is being served" in flow.log.read_text())
         print(f"MLflow    {mlflow_url}")
         print(f"Prefect   {prefect_url}   (the deployment is called pipeline)")
         print("Ctrl-C stops both.", flush=True)

@@ -141,7 +141,7 @@ def start_run(name: str, tags: dict[str, str]) -> Iterator[Run]:
 
 
 @contextmanager
-def reopen_run(run_id: str, name: str, tags: dict[str, str]) -> Iterator[Run]:
+def reopen_run(run_id: str, name: str) -> Iterator[Run]:
     """The run that trained a model, open again; where it is gone, one that takes its place.
 
     A run that was deleted, or that this tracker never had, is replaced by a new one with the tag
@@ -160,7 +160,7 @@ def reopen_run(run_id: str, name: str, tags: dict[str, str]) -> Iterator[Run]:
         found = recovered[0].info.run_id if recovered else None
     if not found:
         print(f"warning: MLflow has no run {run_id}, a new one takes its place", file=sys.stderr)
-        with start_run(name, {**tags, "recovered_from": run_id}) as run:
+        with start_run(name, {"recovered_from": run_id}) as run:
             yield run
         return
     with _ending(mlflow.start_run(run_id=found, log_system_metrics=False)) as run:

@@ -33,6 +33,7 @@ def run(params: Params) -> None:
         UserError: an input is missing, or the model was trained on other classes.
         RunFailed: the tracker cannot be reached.
     """
+    trained_by = _trained_by()
     images, _ = open_images("data/resized")
     table = manifest.read("data/split.csv", manifest.SPLIT_COLUMNS, "split")
     device = choose_device(params.train.device)
@@ -65,12 +66,9 @@ def run(params: Params) -> None:
             images[rows[worst]], captions, "most confident mistakes"
         ),
     }
-    trained_by = json.loads(Path("models/run.json").read_text())["run_id"]
     with (
         whole_folder("reports/test") as folder,
-        tracking.reopen_run(
-            trained_by, f"{classifier.model.architecture} evaluated", {}
-        ) as tracked,
+        tracking.reopen_run(trained_by, f"{classifier.model.architecture} evaluated") as tracked,
     ):
         (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
         predictions.to_csv(folder / "predictions.csv", index=False, lineterminator="\n")
@@ -89,3 +87,14 @@ def run(params: Params) -> None:
         f"({result['accuracy_low']:.4f} to {result['accuracy_high']:.4f} with 95 % confidence) "
         f"on {len(rows):,} images"
     )
+
+
+def _trained_by() -> str:
+    """The MLflow run that trained the model."""
+    path = Path("models/run.json")
+    try:
+        return str(json.loads(path.read_text())["run_id"])
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: run `cnnpipe train` first") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: names no run: run `cnnpipe train` again") from None

@@ -65,11 +65,13 @@ def run(params: Params) -> None:
         for rows in splits.values()
     )
     architecture = params.model.architecture
+    data_hash = tracking.digest("data/resized/manifest.csv", "data/split.csv")
     with tracking.start_run(
-        f"{architecture} {datetime.now():%Y-%m-%d %H:%M:%S}", _tags(device)
+        f"{architecture} {datetime.now():%Y-%m-%d %H:%M:%S}",
+        {"data_hash": data_hash, **_hardware_tags(device)},
     ) as tracked:
         classifier = Classifier(network, params.model, preparation, tuple(class_names), tracked.id)
-        _log_start(tracked, params, summary, table, images, splits)
+        _log_start(tracked, params, summary, table, data_hash, images, splits)
         history: list[Epoch] = []
 
         def on_epoch(epoch: Epoch) -> None:
@@ -103,11 +105,9 @@ def run(params: Params) -> None:
     print(f"kept epoch {best.epoch}: val accuracy {best.val_accuracy:.4f}")
 
 
-def _tags(device: torch.device) -> dict[str, str]:
-    """What is known of the run only here: the data and the hardware."""
+def _hardware_tags(device: torch.device) -> dict[str, str]:
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none"
     return {
-        "data_hash": tracking.digest("data/resized/manifest.csv", "data/split.csv"),
         "device": device.type,
         "gpu": gpu,
         "torch_version": torch.__version__,
@@ -120,6 +120,7 @@ def _log_start(
     params: Params,
     summary: Summary,
     table: pd.DataFrame,
+    data_hash: str,
     images: Images,
     splits: dict[str, np.ndarray],
 ) -> None:
@@ -131,7 +132,6 @@ def _log_start(
     }
     tracked.log_params({**params.flat(), **counts})
     tracked.log_metrics({key: float(value) for key, value in counts.items()})
-    data_hash = tracking.digest("data/resized/manifest.csv", "data/split.csv")
     download = params.download
     source = {"folder": download.folder, "url": str(download.url)}.get(
         download.source, download.source

@@ -241,7 +241,8 @@ def test_a_sigmoid_head_with_ten_classes_is_refused(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "missing"),
     [(resize, "data/raw/source.json"), (split, "data/resized/manifest.csv"),
-     (train, "data/split.csv"), (evaluate, "models/model.safetensors")],
+     (train, "data/split.csv"), (evaluate, "models/model.safetensors"),
+     (evaluate, "models/run.json")],
 )  # fmt: skip
 def test_a_stage_without_its_input_says_what_to_run_first(
     workspace: Path, stage: object, missing: str
