@@ -143,6 +143,10 @@ class Train(Section):
     """auto is bfloat16 on a GPU that has it, else float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is the GPU where there is one."""
+    residency: Literal["auto", "resident", "streaming"] = "auto"
+    """All images in the device's memory, or read epoch by epoch; auto: in a GPU's if they fit."""
+    compile: bool = False
+    """Let torch.compile make one program of the network; a minute at the start, a C++ compiler."""
 
 
 class Evaluate(Section):

@@ -73,6 +73,13 @@ class Run:
         """A file, in that folder of the run's artifacts."""
         self._attempt(lambda: mlflow.log_artifact(str(path), folder))
 
+    def warn(self, stage: str, warnings: Sequence[str]) -> None:
+        """Warnings: said on stderr, and kept as the run's tag `warnings.STAGE`."""
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        if warnings:
+            self._attempt(lambda: mlflow.set_tag(f"warnings.{stage}", "; ".join(warnings)))
+
     def log_data(
         self, table: pd.DataFrame, source: str, name: str, digest: str, context: str
     ) -> None:
@@ -338,6 +345,6 @@ def _register(run_id: str, path: Path, class_names: Sequence[str]) -> None:
 def _requirements() -> list[str]:
     """What a prediction needs, in the versions that are installed."""
     names = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors",
-             "scikit-image", "scipy", "torch")  # fmt: skip
+             "scikit-image", "scipy", "simplejpeg", "torch")  # fmt: skip
     # A local label such as +cpu names a build that a package index may not have.
     return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in names]

@@ -1,6 +1,11 @@
-"""The resized images: a few .npy shards, uint8, mapped into memory and never read whole."""
+"""The resized images: a few .npy shards, uint8, of which only what is asked for is read."""
 
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -9,15 +14,40 @@ from cnnpipe.data import manifest
 from cnnpipe.errors import UserError
 
 
+@dataclass(frozen=True)
+class Shard:
+    """One .npy file of images."""
+
+    file: BinaryIO
+    offset: int
+    """Where in the file the first image begins, in bytes."""
+    shape: tuple[int, int, int, int]
+    """(N, H, W, C)."""
+
+    def read(self, row: int, images: np.ndarray) -> None:
+        """Fills the (n, H, W, C) uint8 array with the image at `row` and the n - 1 after it."""
+        rest = images.data.cast("B")
+        position = self.offset + row * int(np.prod(self.shape[1:]))
+        while rest:
+            # At a position of its own, so that several threads can read the file at once.
+            num_bytes = os.preadv(self.file.fileno(), [rest], position)
+            if not num_bytes:
+                raise EOFError(f"{self.file.name}: ends in the middle of its images")
+            rest, position = rest[num_bytes:], position + num_bytes
+
+
 class Images:
     """All images of data/resized/, in the manifest's order, as one array that stays on disk.
 
     `images[i]` is (H, W, C) uint8; `images[rows]`, with an array of n rows, (n, H, W, C) uint8.
+
+    They are read, not mapped into memory: pages of a map that were once touched count as the
+    process's own, which so seems to grow to the size of the data.
     """
 
-    def __init__(self, shards: list[np.ndarray]) -> None:
+    def __init__(self, shards: Sequence[Shard]) -> None:
         self._shards = shards
-        self._ends = np.cumsum([len(shard) for shard in shards]).tolist()
+        self._ends = np.cumsum([shard.shape[0] for shard in shards])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -25,26 +55,59 @@ class Images:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(N, H, W, C)."""
-        height, width, channels = self._shards[0].shape[1:]
+        _, height, width, channels = self._shards[0].shape
         return len(self), height, width, channels
 
     def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
         chosen = np.arange(len(self))[rows]
-        images = self._gather(np.atleast_1d(chosen))
+        images = np.empty((chosen.size, *self.shape[1:]), np.uint8)
+        self.read(np.atleast_1d(chosen), images)
         return images.squeeze(0) if chosen.ndim == 0 else images
 
-    def _gather(self, rows: np.ndarray) -> np.ndarray:
-        result = np.empty((len(rows), *self.shape[1:]), np.uint8)
+    def read(self, rows: np.ndarray, images: np.ndarray) -> None:
+        """Fills a contiguous (n, H, W, C) uint8 array with the images of n rows, from 0 up."""
         of_shard = np.searchsorted(self._ends, rows, side="right")
-        for shard in np.unique(of_shard):
-            mine = np.flatnonzero(of_shard == shard)
-            # Positions relative to the end are negative, and so count from it.
-            result[mine] = self._shards[shard][rows[mine] - self._ends[shard]]
-        return result
+        # Neighbours in a shard are read at once.
+        begins = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | np.diff(of_shard, prepend=-1))
+        for begin, end in zip(begins, np.append(begins, len(rows))[1:], strict=True):
+            shard = self._shards[of_shard[begin]]
+            first = rows[begin] - (self._ends[of_shard[begin]] - shard.shape[0])
+            shard.read(int(first), images[begin:end])
+
+
+@contextmanager
+def shard_writer(path: Path) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that appends an (H, W, C) uint8 image to a new shard, all of one shape.
+
+    Only one image is in memory at a time. Where nothing is appended there is no file afterwards.
+    """
+    shape: tuple[int, ...] = (0,)
+
+    def write_header() -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+
+    def append(image: np.ndarray) -> None:
+        nonlocal shape
+        if len(shape) == 1:
+            shape = (0, *image.shape)
+            write_header()
+        if image.shape != shape[1:] or image.dtype != np.uint8:
+            raise ValueError(f"{image.shape} {image.dtype} in a shard of {shape[1:]} uint8")
+        file.write(np.ascontiguousarray(image).data)
+        shape = (shape[0] + 1, *shape[1:])
+
+    with path.open("wb") as file:
+        yield append
+        if shape[0]:
+            file.seek(0)
+            write_header()  # of the same length: NumPy leaves room for the number to grow
+    if not shape[0]:
+        path.unlink()
 
 
 def open_images(folder: str | Path) -> tuple[Images, pd.DataFrame]:
-    """The images of data/resized/, memory-mapped, and the manifest: row i describes image i.
+    """The images of data/resized/, which stay on disk, and the manifest: row i describes image i.
 
     Raises:
         UserError: the folder is not a whole data/resized/.
@@ -55,21 +118,27 @@ def open_images(folder: str | Path) -> tuple[Images, pd.DataFrame]:
     in_order = [(str(name), row) for name, size in sizes.items() for row in range(size)]
     if not in_order or in_order != list(zip(table["shard"], table["row"], strict=True)):
         raise UserError(f"{path}: its rows are not those of the shards: run `cnnpipe resize` again")
-    shards: list[np.ndarray] = []
+    shards: list[Shard] = []
     for name, size in sizes.items():
         shards.append(_shard(Path(folder) / str(name), size, shards[0].shape[1:] if shards else ()))
     return Images(shards), table
 
 
-def _shard(path: Path, num_images: int, image_shape: tuple[int, ...]) -> np.ndarray:
+def _shard(path: Path, num_images: int, image_shape: tuple[int, ...]) -> Shard:
     try:
-        shard: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        # It checks that the file is as long as its header says.
+        mapped: np.memmap = np.load(path, mmap_mode="r", allow_pickle=False)
+        file = path.open("rb", buffering=0)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read, run `cnnpipe resize` again: {error}") from None
-    fits = shard.ndim == 4 and shard.dtype == np.uint8 and len(shard) == num_images
-    if not fits or (image_shape and shard.shape[1:] != image_shape):
+    fits = mapped.ndim == 4 and mapped.dtype == np.uint8 and len(mapped) == num_images
+    if (
+        not fits
+        or not mapped.flags.c_contiguous
+        or (image_shape and mapped.shape[1:] != image_shape)
+    ):
         raise UserError(
-            f"{path}: {shard.shape} {shard.dtype}, not the manifest's {num_images} images: "
+            f"{path}: {mapped.shape} {mapped.dtype}, not the manifest's {num_images} images: "
             "run `cnnpipe resize` again"
         )
-    return shard
+    return Shard(file, mapped.offset, mapped.shape)

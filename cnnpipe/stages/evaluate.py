@@ -11,6 +11,7 @@ from cnnpipe.data import manifest
 from cnnpipe.data.store import open_images
 from cnnpipe.errors import UserError
 from cnnpipe.evaluation import figures
+from cnnpipe.evaluation.diagnosis import about_test
 from cnnpipe.evaluation.metrics import (
     confident_mistakes,
     confusion,
@@ -20,7 +21,7 @@ from cnnpipe.evaluation.metrics import (
 from cnnpipe.network.classifier import Classifier
 from cnnpipe.params import Params
 from cnnpipe.training.batches import Batches
-from cnnpipe.training.loop import choose_device, predict
+from cnnpipe.training.loop import choose_device, keep_freed_memory, predict
 from cnnpipe.workspace import whole_folder
 
 MODEL = Path("models/model.safetensors")
@@ -37,6 +38,7 @@ def run(params: Params) -> None:
     images, _ = open_images("data/resized")
     table = manifest.read("data/split.csv", manifest.SPLIT_COLUMNS, "split")
     device = choose_device(params.train.device)
+    keep_freed_memory()
     classifier = Classifier.load(MODEL, device.type)
     class_names = classifier.class_names
     if list(class_names) != manifest.read_class_names("data/resized"):
@@ -47,6 +49,7 @@ def run(params: Params) -> None:
     batches = Batches(images, rows, labels, batch_size=64, device=device)
     probabilities = predict(classifier, batches)
 
+    validation = _val_accuracy(), int((table["split"] == "val").sum())
     result = metrics(probabilities, labels, params.evaluate.calibration_bins)
     predictions = test[["path", "label"]].assign(
         prediction=[class_names[i] for i in probabilities.argmax(axis=1)],
@@ -79,6 +82,7 @@ def run(params: Params) -> None:
         ids = {"run_id": tracked.id, "experiment_id": tracked.experiment_id}
         (folder / "run.json").write_text(json.dumps(ids, indent=2) + "\n")
         tracked.log_metrics({f"test/{key}": value for key, value in result.items()})
+        tracked.warn("test", about_test(probabilities.argmax(axis=1), labels, *validation))
         for name in ("predictions.csv", "classes.csv"):
             tracked.log_file(folder / name, "test")
         tracked.log_model(MODEL, class_names)
@@ -87,6 +91,17 @@ def run(params: Params) -> None:
         f"({result['accuracy_low']:.4f} to {result['accuracy_high']:.4f} with 95 % confidence) "
         f"on {len(rows):,} images"
     )
+
+
+def _val_accuracy() -> float:
+    """Of the epoch that was kept: the best, as everywhere."""
+    path = Path("reports/train/history.csv")
+    try:
+        return float(pd.read_csv(path)["val_accuracy"].max())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: run `cnnpipe train` first") from None
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path}: damaged, run `cnnpipe train` again: {error}") from None
 
 
 def _trained_by() -> str:

@@ -1,7 +1,7 @@
 """resize: from data/raw/ to data/resized/, every image at one size, in a few uint8 arrays.
 
 The unit of work is a shard: a process decodes, hashes and resizes the shard's images and writes
-the shard, so that no pixels travel between processes and memory stays at a shard a process.
+them one by one, so that no pixels travel between processes and memory stays at an image a process.
 """
 
 import copy
@@ -20,12 +20,13 @@ from cnnpipe.data.decode import UnreadableImage, decode
 from cnnpipe.data.duplicates import perceptual_hash
 from cnnpipe.data.raw import Raw, RawImage, Source, open_raw
 from cnnpipe.data.resizer import prepare
+from cnnpipe.data.store import shard_writer
 from cnnpipe.errors import UserError
 from cnnpipe.params import Params, Resize
 from cnnpipe.processes import num_cores, process_pool
 from cnnpipe.workspace import whole_folder
 
-# Large enough for few files, small enough that a shard a process fits into memory with ease.
+# Large enough for few files, small enough that the cores share the work evenly.
 _SHARD_BYTES = 64 << 20
 # Small data sets are cut into about so many, so that the cores finish together.
 _MIN_SHARDS = 16
@@ -90,34 +91,31 @@ def _write_shard(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Writes one shard of the readable images; the rows of the manifest and of the quarantine."""
     path, files = job
-    channels = 1 if settings.color == "grey" else 3
-    pixels = np.empty((len(files), settings.size, settings.size, channels), np.uint8)
     kept: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
-    for file in files:
-        try:
-            data = _raw.read(file.path)
-            image = decode(data)
-        except UnreadableImage as error:
-            refused.append({"path": file.path, "reason": str(error)})
-            continue
-        row = len(kept)
-        pixels[row] = prepare(image, settings.size, settings.mode, settings.color)
-        kept.append(
-            {
-                "path": file.path,
-                "label": file.label,
-                "official": file.official,
-                "width": image.shape[1],
-                "height": image.shape[0],
-                "sha256": hashlib.sha256(data).hexdigest(),
-                "phash": perceptual_hash(pixels[row]),
-                "shard": path.name,
-                "row": row,
-            }
-        )
-    if kept:
-        np.save(path, pixels[: len(kept)])
+    with shard_writer(path) as append:
+        for file in files:
+            try:
+                data = _raw.read(file.path)
+                image = decode(data)
+            except UnreadableImage as error:
+                refused.append({"path": file.path, "reason": str(error)})
+                continue
+            pixels = prepare(image, settings.size, settings.mode, settings.color)
+            append(pixels)
+            kept.append(
+                {
+                    "path": file.path,
+                    "label": file.label,
+                    "official": file.official,
+                    "width": image.shape[1],
+                    "height": image.shape[0],
+                    "sha256": hashlib.sha256(data).hexdigest(),
+                    "phash": perceptual_hash(pixels),
+                    "shard": path.name,
+                    "row": len(kept),
+                }
+            )
     return kept, refused
 
 

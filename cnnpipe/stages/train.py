@@ -18,12 +18,20 @@ from cnnpipe.data import manifest
 from cnnpipe.data.store import Images, open_images
 from cnnpipe.errors import UserError
 from cnnpipe.evaluation import figures
+from cnnpipe.evaluation.diagnosis import about_training
 from cnnpipe.network.classifier import Classifier, Preparation
 from cnnpipe.network.model import build
 from cnnpipe.network.summary import Summary, summarize
 from cnnpipe.params import Params
 from cnnpipe.training.batches import Batches, channel_statistics
-from cnnpipe.training.loop import Epoch, choose_device, fit, keep_freed_memory
+from cnnpipe.training.loop import (
+    Epoch,
+    choose_device,
+    fit,
+    fits,
+    keep_freed_memory,
+    normalisation_accuracies,
+)
 from cnnpipe.workspace import whole_file
 
 HISTORY = Path("reports/train/history.csv")
@@ -60,8 +68,10 @@ def run(params: Params) -> None:
     mean, std = channel_statistics(images, splits["train"])
     resize = params.resize
     preparation = Preparation(resize.size, resize.mode, resize.color, mean, std)
+    num_bytes = int(np.prod(images.shape[1:])) * sum(map(len, splits.values()))
+    resident = fits(num_bytes, params.train, device)
     train, val = (
-        Batches(images, rows, labels[rows], params.train.batch_size, device)
+        Batches(images, rows, labels[rows], params.train.batch_size, device, resident)
         for rows in splits.values()
     )
     architecture = params.model.architecture
@@ -92,6 +102,15 @@ def run(params: Params) -> None:
             None if weights is None else weights.to(device),
             params.base.seed, device, on_epoch,
         )  # fmt: skip
+        best = max(history, key=lambda epoch: epoch.score)
+        tracked.warn(
+            "train",
+            about_training(
+                best.train_accuracy, train.labels, best.val_accuracy, len(val.rows),
+                summary.parameters_trainable, normalisation_accuracies(classifier, train),
+                best.epoch * train.num_steps,
+            ),
+        )  # fmt: skip
         classifier.save("models/model.safetensors")
         with whole_file("models/run.json") as part:
             ids = {"run_id": tracked.id, "experiment_id": tracked.experiment_id}
@@ -101,7 +120,6 @@ def run(params: Params) -> None:
             curves.savefig(part, format="png")
         tracked.log_figure(curves, "train/curves.png")
         tracked.log_file(HISTORY, "train")
-    best = max(history, key=lambda epoch: epoch.score)
     print(f"kept epoch {best.epoch}: val accuracy {best.val_accuracy:.4f}")
 
 

@@ -18,17 +18,16 @@ _COLOR = 0.3
 
 
 def augment(images: Tensor, kind: str, crop_size: int | None) -> Tensor:
-    """The batch, each image changed in its own way: (N, C, H, W) of 0-255 to float32 of 0-255.
+    """The batch, each image changed in its own way: (N, C, H, W) of 0-255, uint8 or float32.
 
     Args:
-        images: uint8 or floating point.
+        images: uint8; it stays uint8, a quarter of the memory to move, as long as it can.
         kind: `none`; `flip` mirrors half of them; `crop` also cuts a random part out and scales it
             to `crop_size`; `photo` also varies brightness, contrast and saturation.
         crop_size: pixels; None keeps the size.
     """
-    images = images.float()
     if kind in ("crop", "photo"):
-        images = random_resized_crop(images, crop_size or images.shape[2])
+        images = random_resized_crop(images.float(), crop_size or images.shape[2])
     if kind in ("flip", "crop", "photo"):
         images = random_flip(images)
     if kind == "photo":

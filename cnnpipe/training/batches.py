@@ -1,13 +1,18 @@
 """Batches of the stored images, in an order that follows from the seed and the epoch."""
 
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cnnpipe.data.store import Images
+
+Batch = tuple[Tensor, Tensor]
+_Read = tuple[Tensor, Tensor, torch.cuda.Event | None]
 
 
 class Batches:
@@ -24,6 +29,7 @@ class Batches:
         labels: np.ndarray,
         batch_size: int,
         device: torch.device,
+        resident: bool = False,
     ) -> None:
         """The batches of `images[rows]`.
 
@@ -34,18 +40,21 @@ class Batches:
             batch_size: at most so many images a batch; a last one of a single image joins the
                 one before.
             device: where they are wanted.
+            resident: whether all images are copied to the device once and stay there, instead of
+                being read from the store in every epoch.
         """
         self.images = images
         self.rows = rows
         self.labels = labels
         self.batch_size = batch_size
         self.device = device
+        self.resident = resident
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(self) -> Iterator[Batch]:
         """All images once, in the order of the rows."""
         return self._batches(np.arange(len(self.rows)))
 
-    def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
         """All images once, in an order that depends on nothing but the seed and the epoch."""
         return self._batches(np.random.default_rng([seed, epoch]).permutation(len(self.rows)))
 
@@ -64,28 +73,70 @@ class Batches:
             cuts[-2:] = [slice(cuts[-2].start, total)]
         return cuts
 
-    def _batches(self, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        # One batch ahead, so that reading it hides behind the step before.
-        with ThreadPoolExecutor(1) as reader:
-            cuts = self._cuts(len(order))
-            pending = reader.submit(self._read, order[cuts[0]])
-            for cut in cuts[1:]:
-                images, labels = pending.result()
-                pending = reader.submit(self._read, order[cut])
-                yield self._to_device(images, labels)
-            yield self._to_device(*pending.result())
+    def _batches(self, order: np.ndarray) -> Iterator[Batch]:
+        parts = [order[cut] for cut in self._cuts(len(order))]
+        batches = self._chosen(parts) if self.resident else self._streamed(parts)
+        for images, labels in batches:
+            yield images.permute(0, 3, 1, 2), labels  # (N, H, W, C) -> (N, C, H, W), no copy
 
-    def _read(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
-        images = torch.from_numpy(self.images[self.rows[positions]])
+    @cached_property
+    def _whole(self) -> Batch:
+        """Everything, on the device: (N, H, W, C) and (N,)."""
+        images = torch.empty(
+            (len(self.rows), *self.images.shape[1:]), dtype=torch.uint8, device=self.device
+        )
+        cuts = self._cuts(len(self.rows))
+        everything = np.arange(len(self.rows))
+        streamed = self._streamed([everything[cut] for cut in cuts])
+        for cut, (part, _) in zip(cuts, streamed, strict=True):
+            images[cut] = part
+        return images, torch.from_numpy(self.labels).to(self.device)
+
+    def _chosen(self, parts: list[np.ndarray]) -> Iterator[Batch]:
+        images, labels = self._whole
+        # One copy for the epoch, so that no step waits for one.
+        order = torch.from_numpy(np.concatenate(parts)).to(self.device)
+        for positions in torch.split(order, [len(part) for part in parts]):
+            yield images[positions], labels[positions]
+
+    def _streamed(self, parts: list[np.ndarray]) -> Iterator[Batch]:
+        """Reads ahead, so that reading hides behind the steps before.
+
+        On a CPU one batch ahead suffices: a step takes longer than reading the next batch. A GPU
+        is fed from pinned memory by several threads, and copies on a stream of its own.
+        """
+        on_gpu = self.device.type == "cuda"
+        ahead = 4 if on_gpu else 1
+        stream = torch.cuda.Stream(self.device) if on_gpu else None  # type: ignore[no-untyped-call]
+        with ThreadPoolExecutor(ahead) as readers:
+            pending: deque[Future[_Read]] = deque()
+            for i in range(len(parts) + ahead):
+                if i < len(parts):
+                    pending.append(readers.submit(self._read, parts[i], stream))
+                if i >= ahead:
+                    images, labels, copied = pending.popleft().result()
+                    if copied is not None:
+                        # The device waits for the copy, the host does not.
+                        current = torch.cuda.current_stream(self.device)
+                        current.wait_event(copied)
+                        images.record_stream(current)
+                        labels.record_stream(current)
+                    yield images, labels
+
+    def _read(self, positions: np.ndarray, stream: torch.cuda.Stream | None) -> _Read:
+        shape = (len(positions), *self.images.shape[1:])
+        images = torch.empty(shape, dtype=torch.uint8, pin_memory=stream is not None)
+        self.images.read(self.rows[positions], images.numpy())
         labels = torch.from_numpy(self.labels[positions])
-        if self.device.type == "cuda":
-            images, labels = images.pin_memory(), labels.pin_memory()
-        return images, labels
-
-    def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        images = images.to(self.device, non_blocking=True)
-        labels = labels.to(self.device, non_blocking=True)
-        return images.permute(0, 3, 1, 2), labels  # (N, H, W, C) -> (N, C, H, W), no copy
+        if stream is None:
+            return images, labels, None
+        with torch.cuda.stream(stream):
+            # PyTorch does not use the pinned memory again before the copies are done.
+            return (
+                images.to(self.device, non_blocking=True),
+                labels.pin_memory().to(self.device, non_blocking=True),
+                stream.record_event(),
+            )
 
 
 def channel_statistics(

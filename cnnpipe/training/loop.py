@@ -3,11 +3,13 @@
 import copy
 import ctypes
 import math
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -67,10 +69,11 @@ def fit(
         on_epoch: called with each epoch as it ends.
 
     Raises:
-        RunFailed: the loss is not finite.
+        RunFailed: the loss is not finite, or the network cannot be compiled here.
     """
     network = classifier.network
-    optimizer = _optimizer(network, settings)
+    optimizer = _optimizer(network, settings, device)
+    class_logits = _compiled(classifier, device) if settings.compile else classifier.class_logits
     total_steps = settings.epochs * train.num_steps
     history: list[Epoch] = []
     best: Epoch | None = None
@@ -89,7 +92,7 @@ def fit(
                 torch.manual_seed(step_seed(seed, epoch, step))
                 inputs = augment(images, settings.augment, settings.crop_size)
                 with autocast(settings, device):
-                    logits = classifier.class_logits(classifier.preparation.normalise(inputs))
+                    logits = class_logits(classifier.preparation.normalise(inputs))
                 loss = F.cross_entropy(
                     logits, labels, class_weights, label_smoothing=settings.label_smoothing
                 )
@@ -143,6 +146,34 @@ def _log_probabilities(classifier: Classifier, batches: Batches) -> Tensor:
     with torch.inference_mode():
         parts = [classifier.log_probabilities(images) for images, _ in batches.in_order()]
         return torch.cat(parts).cpu()
+
+
+def normalisation_accuracies(
+    classifier: Classifier, train: Batches, most: int = 512
+) -> tuple[float, float, int] | None:
+    """Whether the statistics of batch normalisation have settled, seen on training images.
+
+    Returns:
+        The accuracy with the statistics of each batch, as while learning, and with the running
+        ones, as in every prediction; and the number of images, about `most`. None where the network
+        has no batch normalisation.
+    """
+    own = replace(classifier, network=copy.deepcopy(classifier.network).eval())
+    norms = [module for module in own.network.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return None
+    for norm in norms:
+        norm.train()
+    hits = np.zeros(2)
+    count = 0
+    with torch.inference_mode():
+        for images, labels in train.shuffled(seed=0, epoch=0):
+            for i, judged in enumerate((own, classifier)):
+                hits[i] += (judged.log_probabilities(images).argmax(1) == labels).sum().item()
+            count += len(labels)
+            if count >= most:
+                break
+    return float(hits[0] / count), float(hits[1] / count), count
 
 
 def learning_rate(settings: Train, step: int, total_steps: int) -> float:
@@ -205,7 +236,28 @@ def autocast(settings: Train, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=on)
 
 
-def _optimizer(network: nn.Module, settings: Train) -> torch.optim.Optimizer:
+def fits(num_bytes: int, settings: Train, device: torch.device) -> bool:
+    """Whether images of so many bytes are to stay on the device, by `train.residency`.
+
+    `auto` keeps them on a GPU that has twice as much memory free: the other half is the network's.
+    """
+    if settings.residency == "auto":
+        return device.type == "cuda" and num_bytes <= torch.cuda.mem_get_info(device)[0] // 2
+    return settings.residency == "resident"
+
+
+def _compiled(classifier: Classifier, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """`class_logits` made into one program by torch.compile, at the first batch of each size."""
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise RunFailed(
+            f"train.compile = true: there is no C++ compiler {compiler} here: install one, or use "
+            "false"
+        )
+    return torch.compile(classifier.class_logits)
+
+
+def _optimizer(network: nn.Module, settings: Train, device: torch.device) -> torch.optim.Optimizer:
     weights = [p for p in network.parameters() if p.ndim > 1]
     # Biases and the scales of normalisation layers have nothing to gain from being small.
     others = [p for p in network.parameters() if p.ndim <= 1]
@@ -214,11 +266,12 @@ def _optimizer(network: nn.Module, settings: Train) -> torch.optim.Optimizer:
         {"params": others, "weight_decay": 0.0},
     ]
     rate = settings.learning_rate
+    fused = device.type == "cuda"  # one kernel for all parameters; on a CPU it gains nothing
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
+        return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, fused=fused)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate)
-    return torch.optim.Adam(groups, lr=rate)
+        return torch.optim.AdamW(groups, lr=rate, fused=fused)
+    return torch.optim.Adam(groups, lr=rate, fused=fused)
 
 
 def _check_finite(loss: float, epoch: int, step: int, rate: float) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+from stored import stored
 
 from cnnpipe.data.decode import decode
 from cnnpipe.data.duplicates import duplicate_groups, perceptual_hash
@@ -23,7 +24,7 @@ def groups_of(images: Sequence[np.ndarray], sha256: Sequence[str] | None = None)
     """The groups of images of any size, each file's bytes different where nothing else is said."""
     resized = np.stack([resize(image, SIDE, SIDE) for image in images])
     names = sha256 or [str(i) for i in range(len(images))]
-    return duplicate_groups(names, list(map(perceptual_hash, resized)), Images([resized])).tolist()
+    return duplicate_groups(names, list(map(perceptual_hash, resized)), stored(resized)).tolist()
 
 
 def bits_between(a: np.ndarray, b: np.ndarray) -> int:
@@ -77,7 +78,7 @@ def test_handwritten_digits_are_no_copies_of_each_other() -> None:
     digits = (load_digits().images * (255 / 16)).round().astype(np.uint8)[..., None]
     images = np.stack([resize(digit, 32, 32) for digit in digits])
     hashes = list(map(perceptual_hash, images))
-    groups = duplicate_groups([str(i) for i in range(len(images))], hashes, Images([images]))
+    groups = duplicate_groups([str(i) for i in range(len(images))], hashes, stored(images))
     assert len(set(groups.tolist())) >= len(images) - 5
 
 
@@ -94,16 +95,16 @@ def test_a_stranger_of_the_same_hash_does_not_hide_a_copy(photo: Photo) -> None:
     stranger = photo(SIDE, SIDE, 1, seed=2)
     near = image + (image < 250)
     code = perceptual_hash(image)
-    images = Images([np.stack([image, stranger, near.astype(np.uint8)])])
+    images = stored(np.stack([image, stranger, near.astype(np.uint8)]))
     assert duplicate_groups(["a", "b", "c"], [code] * 3, images).tolist() == [0, 1, 0]
     other = f"{int(code, 16) ^ 0b111:016x}"
-    order = Images([np.stack([stranger, image, near.astype(np.uint8)])])
+    order = stored(np.stack([stranger, image, near.astype(np.uint8)]))
     assert duplicate_groups(["a", "b", "c"], [code, code, other], order).tolist() == [0, 1, 1]
 
 
 def test_hashes_up_to_five_bits_apart_are_compared_wherever_the_bits_are(photo: Photo) -> None:
     image = photo(SIDE, SIDE, 1)
-    images = Images([np.stack([image, image])])
+    images = stored(np.stack([image, image]))
     rng = np.random.default_rng(0)
     for distance, expected in [(5, [0, 0])] * 50 + [(6, [0, 1])] * 20:
         code = int(rng.integers(2**63))
@@ -124,7 +125,7 @@ def test_25_000_images_are_compared_by_few_pairs() -> None:
     n = 25_000
     hashes = [f"{code:016x}" for code in rng.integers(0, 2**63, n).tolist()]
     thumbnails = rng.integers(0, 256, (n, 2, 2, 1), np.uint8)
-    groups = duplicate_groups([str(i) for i in range(n)], hashes, Images([thumbnails]))
+    groups = duplicate_groups([str(i) for i in range(n)], hashes, stored(thumbnails))
     assert groups.tolist() == list(range(n))
 
 
@@ -140,7 +141,7 @@ class CountedImages(Images):
 
 def test_thousands_of_equal_flat_images_are_each_looked_at_once() -> None:
     black = np.zeros((2000, 28, 28, 1), np.uint8)
-    images = CountedImages([black])
+    images = CountedImages(stored(black)._shards)
     code = perceptual_hash(black[0])
     groups = duplicate_groups([str(i) for i in range(2000)], [code] * 2000, images)
     assert set(groups.tolist()) == {0}

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stored import stored
 
 from cnnpipe.data.decode import UnreadableImage, decode
 from cnnpipe.data.resizer import prepare
-from cnnpipe.data.store import Images
 from cnnpipe.errors import UserError
 from cnnpipe.serving import Predictor
 from cnnpipe.training.batches import Batches
@@ -38,9 +38,9 @@ def test_probabilities_of_a_file_are_those_of_the_stored_image(
     predictor = Predictor.load(tmp_path / "m.safetensors")
     files = [encoded(i, kind) for i, kind in enumerate(["png", "jpeg", "webp", "bmp"] * 3)]
     result = predictor.predict(files)
-    stored = Images([np.stack([prepare(decode(data), 8, "stretch", color) for data in files])])
+    images = stored(np.stack([prepare(decode(data), 8, "stretch", color) for data in files]))
     rows = np.arange(len(files))
-    evaluated = predict(classifier, Batches(stored, rows, rows, 64, torch.device("cpu")))
+    evaluated = predict(classifier, Batches(images, rows, rows, 64, torch.device("cpu")))
     assert result.dtype == np.float32
     assert result.shape == (12, 2)
     np.testing.assert_array_equal(result, evaluated)

@@ -68,13 +68,13 @@ def test_train_never_opens_a_test_image(workspace: Path, monkeypatch: pytest.Mon
     table = read("data/split.csv", SPLIT_COLUMNS, "split")
     forbidden = set(np.flatnonzero(table["split"] == "test"))
     seen: set[int] = set()
-    original = train.Images._gather
+    original = train.Images.read
 
-    def gather(self: object, rows: np.ndarray) -> np.ndarray:
+    def read_seen(self: object, rows: np.ndarray, images: np.ndarray) -> None:
         seen.update(rows.tolist())
-        return original(self, rows)
+        original(self, rows, images)
 
-    monkeypatch.setattr(train.Images, "_gather", gather)
+    monkeypatch.setattr(train.Images, "read", read_seen)
     train.run(load("params.yaml"))
     assert seen and not seen & forbidden
     assert seen == set(range(len(table))) - forbidden

@@ -21,11 +21,9 @@ def augmented(images: Tensor, kind: str, crop_size: int | None = None, seed: int
     return augment(images, kind, crop_size)
 
 
-def test_none_gives_the_same_values_as_floats() -> None:
+def test_none_gives_the_images_themselves() -> None:
     images = batch()
-    result = augmented(images, "none")
-    assert result.dtype == torch.float32
-    assert torch.equal(result, images.float())
+    assert augmented(images, "none") is images
 
 
 def test_flip_mirrors_an_image_or_keeps_it() -> None:
@@ -39,13 +37,14 @@ def test_flip_mirrors_an_image_or_keeps_it() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_gives_floats_of_0_to_255_in_the_same_layout(kind: str, channels: int) -> None:
+def test_every_kind_gives_0_to_255_in_the_same_layout(kind: str, channels: int) -> None:
     images = batch(channels=channels)
     images[:10] = 255
     images[10:20] = 0
     result = augmented(images, kind)
     assert result.shape == images.shape
-    assert result.dtype == torch.float32
+    # Bytes stay bytes until something lies between them.
+    assert result.dtype == (torch.uint8 if kind in ("none", "flip") else torch.float32)
     # Interpolation may round beyond the ends, in the seventh digit.
     assert result.min() >= -1e-3 and result.max() <= 255 + 1e-3
     assert result.is_contiguous(memory_format=torch.channels_last)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from stored import stored
 from torch import Tensor
 
 from cnnpipe.data.store import Images
@@ -15,7 +16,7 @@ def store(count: int, channels: int = 3) -> Images:
     """Images of which number i has the value i in its first pixel."""
     pixels = np.random.default_rng(0).integers(0, 256, (count, 4, 5, channels), dtype=np.uint8)
     pixels[:, 0, 0, 0] = np.arange(count)
-    return Images([pixels[: count // 3], pixels[count // 3 :]])
+    return stored(pixels[: count // 3], pixels[count // 3 :])
 
 
 def batches(count: int, batch_size: int) -> Batches:
@@ -113,6 +114,49 @@ def test_channel_statistics_are_numpys(channels: int) -> None:
 def test_a_channel_that_never_varies_has_a_deviation_to_divide_by(value: int) -> None:
     pixels = np.full((70, 4, 5, 2), value, np.uint8)
     pixels[::2, :, :, 1] = 3
-    mean, std = channel_statistics(Images([pixels]), np.arange(70))
+    mean, std = channel_statistics(stored(pixels), np.arange(70))
     assert (mean[0], std[0]) == (value, 1.0)
     assert std[1] == pytest.approx(abs(value - 3) / 2)
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 8), (20, 8), (17, 8)])
+def test_resident_and_streamed_batches_are_the_same(count: int, batch_size: int) -> None:
+    streamed = batches(count, batch_size)
+    resident = Batches(
+        streamed.images, streamed.rows, streamed.labels, batch_size, CPU, resident=True
+    )
+    for _ in range(2):  # filling it, and from what it holds
+        for ours, theirs in (
+            (resident.shuffled(3, 1), streamed.shuffled(3, 1)),
+            (resident.in_order(), streamed.in_order()),
+        ):
+            for (images, labels), (expected, expected_labels) in zip(ours, theirs, strict=True):
+                assert torch.equal(images, expected)
+                assert torch.equal(labels, expected_labels)
+                assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_resident_images_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = batches(20, 8)
+    of.resident = True
+    read: list[int] = []
+    original = of.images.read
+    monkeypatch.setattr(
+        of.images, "read", lambda rows, into: (read.extend(rows), original(rows, into))
+    )
+    for epoch in range(3):
+        list(of.shuffled(0, epoch))
+    assert sorted(read) == sorted(of.rows)
+
+
+def test_streaming_reads_one_batch_ahead_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = batches(40, 8)
+    read: list[int] = []
+    original = of.images.read
+    monkeypatch.setattr(
+        of.images, "read", lambda rows, into: (read.append(len(rows)), original(rows, into))
+    )
+    stream = of.in_order()
+    for step in range(1, 4):
+        next(stream)
+        assert len(read) <= step + 1

@@ -1,6 +1,7 @@
 """Tests of the training loop: it learns, it repeats, and it keeps what it says it keeps."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stored import stored
 from torch import Tensor
 
-from cnnpipe.data.store import Images
 from cnnpipe.errors import RunFailed
 from cnnpipe.evaluation.metrics import metrics
 from cnnpipe.network.classifier import Classifier
@@ -20,8 +21,10 @@ from cnnpipe.training.loop import (
     Epoch,
     choose_device,
     fit,
+    fits,
     judge,
     learning_rate,
+    normalisation_accuracies,
     predict,
     step_seed,
 )
@@ -37,8 +40,8 @@ def data(count: int = 48, size: int = 8, noise: float = 60, batch_size: int = 16
     pixels = chance.normal(110, noise, (count, size, size, 3))
     pixels[labels == 0, :, : size // 2] += 30
     pixels[labels == 1, :, size // 2 :] += 30
-    stored = Images([np.clip(pixels, 0, 255).astype(np.uint8)])
-    return Batches(stored, np.arange(count), labels, batch_size, CPU)
+    images = stored(np.clip(pixels, 0, 255).astype(np.uint8))
+    return Batches(images, np.arange(count), labels, batch_size, CPU)
 
 
 def halves(**arguments: Any) -> tuple[Batches, Batches]:
@@ -76,7 +79,7 @@ def without_seconds(history: list[Epoch]) -> list[Epoch]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_network_overfits_one_batch(make_classifier: Any, architecture: str, head: str) -> None:
     chance = np.random.default_rng(0)
-    noise = Images([chance.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)])
+    noise = stored(chance.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8))
     batch = Batches(noise, np.arange(16), np.arange(16) % 2, 16, CPU)
     classifier = make_classifier(architecture=architecture, head=head)
     history = trained(classifier, batch, batch, epochs=60, learning_rate=0.02)
@@ -330,8 +333,50 @@ def test_a_gpu_that_is_asked_for_and_missing_is_a_clear_failure() -> None:
     assert choose_device("auto") == choose_device("cpu") == CPU
 
 
+@pytest.mark.parametrize(("residency", "kept"), [("resident", True), ("streaming", False)])
+def test_residency_is_as_told_and_on_a_cpu_streaming(residency: Any, kept: bool) -> None:
+    assert fits(1 << 60, Train(residency=residency), CPU) is kept
+    assert not fits(1, Train(), CPU)
+
+
+def test_where_the_images_lie_does_not_change_the_run(make_classifier: Any) -> None:
+    histories = []
+    for resident in (False, True):
+        train, val = halves()
+        train.resident = val.resident = resident
+        classifier = make_classifier(architecture="residual", dropout=0.5)
+        history = trained(classifier, train, val, epochs=2, augment="photo")
+        histories.append((without_seconds(history), weights(classifier)))
+    assert histories[0][0] == histories[1][0]
+    assert torch.equal(histories[0][1], histories[1][1])
+
+
+def test_without_a_compiler_train_compile_is_a_clear_failure(
+    make_classifier: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    train, val = halves()
+    with pytest.raises(
+        RunFailed, match=r"train\.compile = true: there is no C\+\+ compiler no-such"
+    ):
+        trained(make_classifier(), train, val, compile=True)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_a_compiled_network_learns_the_same(make_classifier: Any) -> None:
+    losses = []
+    for compile in (False, True):
+        train, val = halves()
+        history = trained(
+            make_classifier(), train, val, epochs=2, precision="float32", compile=compile
+        )
+        losses.append([(epoch.train_loss, epoch.val_loss) for epoch in history])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
 # (training, validation) loss of three epochs, as this test computed them with torch 2.13.0 on a
-# CPU with one thread. A change that should not alter numbers leaves them alone.
+# CPU with AVX-512. A change that should not alter numbers leaves them alone; a CPU with AVX2 alone
+# rounds differently, by 1.3e-4 of the residual network's last loss.
 GOLDEN = {
     "article": [(0.972303, 0.716524), (0.947513, 0.699075), (0.852926, 0.696724)],
     "residual": [(0.733224, 0.660911), (0.691660, 0.671439), (0.670257, 0.687967)],
@@ -344,5 +389,22 @@ def test_the_golden_loss_curve_is_unchanged(make_classifier: Any, architecture: 
     classifier = make_classifier(architecture=architecture)
     history = trained(classifier, train, val, epochs=3, augment="flip", precision="float32")
     losses = [(epoch.train_loss, epoch.val_loss) for epoch in history]
-    np.testing.assert_allclose(losses, GOLDEN[architecture], rtol=1e-4)
+    np.testing.assert_allclose(losses, GOLDEN[architecture], rtol=5e-4)
     assert losses[-1][0] < losses[0][0]
+
+
+def test_statistics_that_never_settled_show_on_the_training_images(make_classifier: Any) -> None:
+    train, val = halves(batch_size=8)
+    assert normalisation_accuracies(make_classifier(), train) is None  # no batch normalisation
+    classifier = make_classifier(architecture="residual")
+    trained(classifier, train, val, epochs=12, learning_rate=0.01)
+    before = weights(classifier)
+    own, running, count = normalisation_accuracies(classifier, train)
+    assert count == 32
+    assert own > 0.8 and running > 0.8
+    assert torch.equal(weights(classifier), before)
+    for module in classifier.network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as if far from the present weights'
+            module.running_mean += 50
+    own, running, _ = normalisation_accuracies(classifier, train)
+    assert own > 0.8 and running < 0.7
