@@ -7,8 +7,10 @@ SHELL := /bin/bash
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
+PEERS := .venv/.peers
+BENCHMARKS := pixels resize_stage training startup whole memory
 
-.PHONY: help run test check up clean lock
+.PHONY: help run test check bench up clean lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -31,6 +33,9 @@ check: $(INSTALLED) ## format, lint, types, imports
 	@mypy
 	@lint-imports
 
+bench: $(PEERS) ## measure side by side with the peers, under 15 minutes; see benchmarks/README.md
+	@for name in $(BENCHMARKS); do python -m benchmarks.$$name; done
+
 up: $(INSTALLED) ## start the MLflow and Prefect servers; Ctrl-C stops both
 	@cnnpipe up
 
@@ -43,7 +48,10 @@ lock: ## resolve pyproject.toml anew into requirements.lock
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install -qq --disable-pip-version-check --editable '.[dev]'
 	sed -i '/^[^#]/d' requirements.lock
+	sed -i '/^[^#]/d' requirements-bench.lock
 	.venv-lock/bin/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//; /^nvidia/d; /^triton/d; /^cuda/d' >> requirements.lock
+	.venv-lock/bin/pip install -qq --disable-pip-version-check --constraint requirements.lock --editable '.[bench]'
+	.venv-lock/bin/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//; /^nvidia/d; /^triton/d; /^cuda/d' | grep -vxFf requirements.lock >> requirements-bench.lock
 	rm -rf .venv-lock
 
 $(INSTALLED): requirements.lock pyproject.toml
@@ -52,4 +60,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv --clear .venv
 	@.venv/bin/pip install -qq --disable-pip-version-check --requirement requirements.lock
 	@.venv/bin/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
+	@touch $@
+
+$(PEERS): $(INSTALLED) requirements-bench.lock
+	@echo 'Installing what is compared with, about a minute, once.'
+	@.venv/bin/pip install -qq --disable-pip-version-check --no-deps --requirement requirements-bench.lock
 	@touch $@

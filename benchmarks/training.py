@@ -1,0 +1,227 @@
+"""Training images a second: the tutorial's Keras code, plain PyTorch, cnnpipe.
+
+Without arguments it compares. With a case and a workspace it trains that case: one epoch to warm up
+and then two that count, in a process of its own.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from benchmarks.harness import (
+    CNNPIPE,
+    alone,
+    command,
+    faster,
+    medians,
+    needs,
+    photos,
+    report,
+    workspace,
+)
+
+ARTICLE, RESIDUAL = 256, 512
+"""Images to train on: two batches of 128, or 16 of 32."""
+SETTINGS = {
+    "article": {"resize__size": 300},
+    "residual": {
+        "resize__size": 96, "model__architecture": "residual", "model__filters": 16,
+        "model__blocks": 4, "train__batch_size": 32, "train__augment": "flip",
+        "train__optimizer": "adamw",
+    },
+}  # fmt: skip
+
+
+def seconds_an_epoch(epoch: Callable[[], object]) -> float:
+    """The mean of two epochs, after one that is not counted."""
+    epoch()
+    started = time.perf_counter()
+    epoch()
+    epoch()
+    return (time.perf_counter() - started) / 2
+
+
+def keras() -> float:
+    """The tutorial's network and call of fit, on one float array."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    import keras
+
+    from cnnpipe.data.store import open_images
+
+    images, table = open_images("data/resized")
+    features = images[np.arange(ARTICLE)].astype("float32") / 255
+    targets = keras.utils.to_categorical((table["label"] == "dog")[:ARTICLE])
+    model = keras.Sequential(
+        [
+            keras.layers.Input((300, 300, 3)),
+            keras.layers.Conv2D(10, 5, activation="relu"),
+            keras.layers.MaxPooling2D(2),
+            keras.layers.Flatten(),
+            keras.layers.Dense(2, activation="softmax"),
+        ]
+    )
+    model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
+    return seconds_an_epoch(lambda: model.fit(features, targets, batch_size=128, verbose=0))
+
+
+def plain(architecture: str) -> float:
+    """PyTorch as most people write it: NCHW float32, ReLU before pooling, a DataLoader."""
+    import torch
+    from PIL import Image
+    from torch import nn
+    from torch.utils.data import DataLoader, Dataset
+
+    from cnnpipe.data.store import open_images
+    from cnnpipe.network import build
+    from cnnpipe.params import load
+
+    class Arrays(Dataset):
+        """The article's: the resized arrays that all cases start from."""
+
+        def __init__(self) -> None:
+            self.images, table = open_images("data/resized")
+            self.labels = (table["label"] == "dog").to_numpy()
+
+        def __len__(self) -> int:
+            return ARTICLE
+
+        def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+            image = torch.from_numpy(self.images[i]).permute(2, 0, 1)
+            return image.float() / 255, int(self.labels[i])
+
+    class Photos(Dataset):
+        """The residual network's: the photos, by Pillow."""
+
+        def __init__(self) -> None:
+            paths = sorted(Path("inbox").rglob("*.jpg"))
+            self.paths = paths[:: len(paths) // RESIDUAL][:RESIDUAL]
+
+        def __len__(self) -> int:
+            return RESIDUAL
+
+        def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+            photo = Image.open(self.paths[i]).convert("RGB").resize((96, 96))
+            image = torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 255
+            if torch.rand(1) < 0.5:
+                image = image.flip(2)
+            return (image - 0.5) / 0.25, int(self.paths[i].parent.name == "dog")
+
+    if architecture == "article":
+        network: nn.Module = nn.Sequential(
+            nn.Conv2d(3, 10, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(219_040, 2)
+        )
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters())
+        loader = DataLoader(Arrays(), 128, shuffle=True, num_workers=2)
+    else:
+        network = build(load("params.yaml").model, (3, 96, 96), 2)
+        optimizer = torch.optim.AdamW(network.parameters())
+        loader = DataLoader(Photos(), 32, shuffle=True, num_workers=2)
+    criterion = nn.CrossEntropyLoss()
+
+    def epoch() -> None:
+        network.train()
+        for images, labels in loader:
+            optimizer.zero_grad()
+            loss = criterion(network(images), labels)
+            loss.backward()
+            optimizer.step()
+
+    return seconds_an_epoch(epoch)
+
+
+def cnnpipe(case: str, count: int) -> float:
+    """The pipeline's own loop (`loop`), or its bare step on tensors that are in memory (`bare`)."""
+    import torch
+    import torch.nn.functional as F
+
+    from cnnpipe.data.store import open_images
+    from cnnpipe.network import build
+    from cnnpipe.network.classifier import Classifier, Preparation
+    from cnnpipe.params import load
+    from cnnpipe.training.augment import augment
+    from cnnpipe.training.batches import Batches
+    from cnnpipe.training.loop import fit, keep_freed_memory
+
+    keep_freed_memory()
+    params = load("params.yaml")
+    device = torch.device("cpu")
+    images, table = open_images("data/resized")
+    labels = (table["label"] == "dog").to_numpy().astype(np.int64)
+    size, batch_size = params.resize.size, params.train.batch_size
+    rows = np.arange(count)
+    network = build(params.model, params.input_shape, 2).to(memory_format=torch.channels_last)
+    prepared = Preparation(size, "stretch", "rgb", (124.0, 116.0, 106.0), (64.0, 62.0, 63.0))
+    classifier = Classifier(network, params.model, prepared, ("cat", "dog"))
+    train = Batches(images, rows, labels[rows], batch_size, device)
+    val = Batches(images, rows[:2], labels[:2], batch_size, device)
+    if case == "loop":
+        settings = params.train.model_copy(update={"epochs": 1})
+        return seconds_an_epoch(
+            lambda: fit(classifier, train, val, settings, None, 0, device, lambda _: None)
+        )
+    batch, targets = next(train.shuffled(0, 0))
+    optimizer = torch.optim.Adam(network.parameters())
+
+    def epoch() -> None:
+        network.train()
+        for _ in range(train.num_steps):
+            inputs = augment(batch, params.train.augment, None)
+            logits = classifier.class_logits(prepared.normalise(inputs))
+            loss = F.cross_entropy(logits, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return seconds_an_epoch(epoch)
+
+
+def measure(case: str, architecture: str, folder: str) -> float:
+    """The seconds of an epoch."""
+    os.chdir(folder)
+    if case == "keras":
+        return keras()
+    if case == "plain":
+        return plain(architecture)
+    return cnnpipe(case, ARTICLE if architecture == "article" else RESIDUAL)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    rows = []
+    with photos(RESIDUAL) as images, TemporaryDirectory() as folder:
+        for architecture, count, rounds in (("article", ARTICLE, 3), ("residual", RESIDUAL, 3)):
+            place = Path(folder) / architecture
+            place.mkdir()
+            workspace(place, images, count, **SETTINGS[architecture])
+            command([CNNPIPE, "resize"], place)()
+            names = ["loop", "bare", "plain"]
+            if architecture == "article" and needs("tensorflow-cpu"):
+                names.append("keras")
+            seconds = medians(
+                {
+                    name: alone("benchmarks.training", name, architecture, str(place))
+                    for name in names
+                },
+                rounds,
+            )
+            what = f"{architecture}, an epoch of {count} images"
+            wanted = {"plain": 2.5 if architecture == "article" else 2, "keras": 1.5, "bare": 0.95}
+            peers = {"plain": "plain PyTorch", "keras": "Keras on TensorFlow", "bare": "bare step"}
+            rows += [
+                faster(what, peers[name], seconds[name], seconds["loop"], "s", wanted[name])
+                for name in seconds
+                if name != "loop"
+            ]
+    report("training", rows, ["torch", "numpy", "pillow"])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(measure(*sys.argv[1:]))
+    else:
+        main()
