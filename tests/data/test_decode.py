@@ -1,5 +1,6 @@
 """Tests of decoding: every format and orientation to the same pixels, damage to a reason."""
 
+import io
 import struct
 import warnings
 import zlib
@@ -7,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from cnnpipe.data import decode as module
@@ -233,3 +235,32 @@ def test_odd_metadata_in_a_sound_picture_warns_nobody(encoded: Encoded) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert decode(data).shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("shape", [(61, 83), (1, 1), (8, 3), (17, 1)])
+def test_a_jpeg_gives_pillows_own_pixels(
+    photo: Photo,
+    encoded: Encoded,
+    mode: str,
+    subsampling: int,
+    progressive: bool,
+    shape: tuple[int, int],
+) -> None:
+    image = Image.fromarray(photo(*shape)).convert(mode)
+    data = encoded(image, "JPEG", subsampling=subsampling, progressive=progressive)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(decode(data), expected)
+
+
+def test_a_jpeg_that_the_fast_decoder_refuses_is_pillows_to_judge(
+    photo: Photo, encoded: Encoded
+) -> None:
+    data = bytearray(encoded(photo(60, 80), "JPEG"))
+    data[len(data) // 2 : len(data) // 2] = b"\xff\xd0"  # a restart that nobody announced
+    with pytest.raises(ValueError):
+        simplejpeg.decode_jpeg(bytes(data))
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(decode(bytes(data)), expected)

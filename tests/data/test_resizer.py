@@ -9,7 +9,8 @@ import skimage.transform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnpipe.data.resizer import grey, operator, prepare, resize
+from cnnpipe.data import resizer
+from cnnpipe.data.resizer import _precision, grey, operator, prepare, resize
 
 Photo = Callable[..., np.ndarray]
 sides = st.integers(1, 160)
@@ -54,6 +55,38 @@ def test_hardly_any_pixel_of_a_photo_differs_from_scikit_images_at_all(photo: Ph
         total += off.size
     assert total > 1_000_000
     assert differing < 0.001 * total
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(400, 360), (400, 400), (375, 400), (310, 330), (240, 240), (375, 500), (299, 301)],
+)
+def test_values_midway_between_two_levels_are_rounded_as_scikit_images_too(
+    photo: Photo, shape: tuple[int, int]
+) -> None:
+    # Between sizes of simple ratios there are many; in float32 up to 4 % would be a level off.
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    for image in (photo(*shape), noise):
+        off = levels_off(image, 300, 300)
+        assert off.max() <= 1
+        assert np.count_nonzero(off) < 0.001 * off.size
+
+
+def test_float64_is_taken_only_where_it_matters() -> None:
+    assert _precision(400, 360, 300, 300) is np.float64
+    assert _precision(240, 240, 300, 300) is np.float64
+    assert _precision(375, 500, 300, 300) is np.float32  # the Gaussian is wide in one direction
+    assert _precision(357, 411, 300, 300) is np.float32  # no simple ratio
+
+
+@pytest.mark.parametrize("block", [1, 1_000, 10_000])
+def test_a_large_image_is_worked_on_in_blocks_to_the_same_pixels(
+    photo: Photo, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    image = photo(90, 120)
+    whole = resize(image, 40, 50)
+    monkeypatch.setattr(resizer, "_BLOCK", block)
+    np.testing.assert_array_equal(resize(image, 40, 50), whole)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from cnnpipe.data import manifest
-from cnnpipe.data.store import open_images
+from cnnpipe.data.store import open_images, shard_writer
 from cnnpipe.errors import UserError
 
 LENGTHS = [4, 1, 6, 2]
@@ -160,3 +160,46 @@ def test_a_manifest_whose_rows_are_not_those_of_the_shards_is_refused(
     (folder / "manifest.csv").write_text("".join([lines[0], *shuffled]))
     with pytest.raises(UserError, match=r"manifest.csv: .*run `cnnpipe resize` again"):
         open_images(folder)
+
+
+def test_a_written_shard_is_the_file_numpy_would_save(tmp_path: Path, whole: np.ndarray) -> None:
+    with shard_writer(tmp_path / "ours.npy") as append:
+        for image in whole:
+            append(image[:, ::-1])  # not contiguous
+    np.save(tmp_path / "theirs.npy", np.ascontiguousarray(whole[:, :, ::-1]))
+    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+
+
+def test_a_shard_of_no_images_is_no_file(tmp_path: Path) -> None:
+    with shard_writer(tmp_path / "shard.npy"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("other", [np.zeros((3, 5, 1), np.uint8), np.zeros((3, 5, 2), np.float32)])
+def test_an_image_unlike_the_others_of_its_shard_is_refused(
+    tmp_path: Path, other: np.ndarray
+) -> None:
+    with (
+        pytest.raises(ValueError, match=r"in a shard of \(3, 5, 2\) uint8"),
+        shard_writer(tmp_path / "shard.npy") as append,
+    ):
+        append(np.zeros((3, 5, 2), np.uint8))
+        append(other)
+
+
+def test_a_shard_that_was_cut_after_it_was_opened_is_an_error(
+    folder: Path, whole: np.ndarray
+) -> None:
+    images, _ = open_images(folder)
+    path = folder / "images-2.npy"
+    path.write_bytes(path.read_bytes()[:-10])
+    np.testing.assert_array_equal(images[np.arange(5)], whole[:5])
+    with pytest.raises(EOFError, match=r"images-2.npy: ends in the middle"):
+        images[:]
+
+
+def test_reading_does_not_map_the_images_into_memory(folder: Path) -> None:
+    images, _ = open_images(folder)
+    images[:]
+    assert "images-" not in Path("/proc/self/maps").read_text()
