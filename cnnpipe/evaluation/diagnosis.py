@@ -1,14 +1,8 @@
 """What is wrong with a training or a test where their figures disagree, in words."""
 
-import math
-
 import numpy as np
 
-from cnnpipe.evaluation.metrics import wilson_interval
-
-# One disagreement in a thousand is by chance; smaller ones than this share are not worth a word.
-_Z = 3.29
-_GAP = 0.1
+from cnnpipe.evaluation.intervals import far_below, wilson_interval
 
 
 def about_training(
@@ -35,7 +29,7 @@ def about_training(
     """
     if with_batch_statistics is not None:
         own, running, count = with_batch_statistics
-        if _far_below(running, count, own, count):
+        if far_below(running, count, own, count):
             return [
                 "the statistics of the batch normalisation have not settled: on the training "
                 f"images themselves the accuracy is {own:.3f} with each batch's own, and "
@@ -49,7 +43,7 @@ def about_training(
             f"right, where the most frequent class alone is {often:.3f}; train for more epochs, or "
             "with another train.learning_rate"
         ]
-    if _far_below(val_accuracy, num_val, train_accuracy, len(train_labels)):
+    if far_below(val_accuracy, num_val, train_accuracy, len(train_labels)):
         return [
             f"the network memorises: {train_accuracy:.3f} of the training images right, but "
             f"{val_accuracy:.3f} of the validation images, with {num_parameters:,} parameters for "
@@ -80,7 +74,7 @@ def about_test(
             f"always naming the most frequent class, {often:.3f}"
             + ("; and all images are given the same class" if alike else "")
         )
-    if _far_below(accuracy, len(labels), val_accuracy, num_val):
+    if far_below(accuracy, len(labels), val_accuracy, num_val):
         warnings.append(
             f"the test accuracy, {accuracy:.3f}, is far below the validation accuracy, "
             f"{val_accuracy:.3f}, more than chance explains: the test images are of another kind, "
@@ -91,13 +85,3 @@ def about_test(
 
 def _most_frequent(labels: np.ndarray) -> float:
     return float(np.bincount(labels).max() / len(labels))
-
-
-def _far_below(low: float, num_low: int, high: float, num_high: int) -> bool:
-    """Whether one share is below another by more than chance and enough to matter.
-
-    Source: the two-proportion z-test, with pooled variance.
-    """
-    pooled = (low * num_low + high * num_high) / (num_low + num_high)
-    error = math.sqrt(pooled * (1 - pooled) * (1 / num_low + 1 / num_high))
-    return high - low > max(_GAP, _Z * error)

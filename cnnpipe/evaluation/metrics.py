@@ -1,33 +1,10 @@
 """How good predictions are, and how sure one can be of that."""
 
-import math
-
 import numpy as np
 import pandas as pd
 from sklearn.metrics import log_loss, precision_recall_fscore_support, roc_auc_score
 
-# The 97.5 % point of the standard normal distribution, for 95 % intervals.
-_Z = 1.959963984540054
-
-
-def wilson_interval(hits: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share: it never leaves 0 to 1 and holds for few images, too.
-
-    Args:
-        hits: 0 to total.
-        total: at least 1.
-
-    Source: Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
-    """
-    share = hits / total
-    centre = share + _Z**2 / (2 * total)
-    spread = _Z * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2))
-    scale = 1 + _Z**2 / total
-    # None and all are an end of their interval, but for rounding errors.
-    return (
-        min(share, max(0.0, (centre - spread) / scale)),
-        max(share, min(1.0, (centre + spread) / scale)),
-    )
+from cnnpipe.evaluation.intervals import wilson_interval
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int) -> float:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cnnpipe.evaluation.intervals import wilson_interval
 from cnnpipe.evaluation.metrics import (
     calibration_error,
     confident_mistakes,
@@ -15,7 +16,6 @@ from cnnpipe.evaluation.metrics import (
     metrics,
     per_class,
     roc_auc,
-    wilson_interval,
 )
 
 # Three classes; the predictions are 0 0 1 | 1 1 0 1 | 2: two of class 0 right, three of class 1.
