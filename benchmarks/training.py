@@ -4,7 +4,9 @@ Without arguments it compares. With a case and a workspace it trains that case: 
 and then two that count, in a process of its own.
 """
 
+import math
 import os
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -72,7 +74,7 @@ def keras() -> float:
 def plain(architecture: str) -> float:
     """PyTorch as most people write it: NCHW float32, ReLU before pooling, a DataLoader."""
     import torch
-    from PIL import Image
+    from PIL import Image, ImageEnhance
     from torch import nn
     from torch.utils.data import DataLoader, Dataset
 
@@ -95,7 +97,7 @@ def plain(architecture: str) -> float:
             return image.float() / 255, int(self.labels[i])
 
     class Photos(Dataset):
-        """The residual network's: the photos, by Pillow."""
+        """The residual network's: the photos, by Pillow; the augmentations as torchvision's."""
 
         def __init__(self) -> None:
             paths = sorted(Path("inbox").rglob("*.jpg"))
@@ -105,12 +107,26 @@ def plain(architecture: str) -> float:
             return RESIDUAL
 
         def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-            photo = Image.open(self.paths[i]).convert("RGB").resize((96, 96))
+            photo = Image.open(self.paths[i]).convert("RGB")
+            if crop is None:
+                photo = photo.resize((96, 96))
+            else:
+                area, aspect = random.uniform(0.35, 1), math.exp(random.uniform(-0.28, 0.28))
+                width = min(1, math.sqrt(area * aspect)) * photo.width
+                height = min(1, math.sqrt(area / aspect)) * photo.height
+                left = random.uniform(0, photo.width - width)
+                top = random.uniform(0, photo.height - height)
+                box = (left, top, left + width, top + height)
+                photo = photo.resize((crop, crop), box=box)
+                for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+                    photo = kind(photo).enhance(random.uniform(0.7, 1.3))
             image = torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 255
             if torch.rand(1) < 0.5:
                 image = image.flip(2)
             return (image - 0.5) / 0.25, int(self.paths[i].parent.name == "dog")
 
+    params = load("params.yaml")
+    crop = params.train.crop_size
     if architecture == "article":
         network: nn.Module = nn.Sequential(
             nn.Conv2d(3, 10, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(219_040, 2)
@@ -118,7 +134,7 @@ def plain(architecture: str) -> float:
         optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters())
         loader = DataLoader(Arrays(), 128, shuffle=True, num_workers=2)
     else:
-        network = build(load("params.yaml").model, (3, 96, 96), 2)
+        network = build(params.model, (3, 96, 96), 2)
         optimizer = torch.optim.AdamW(network.parameters())
         loader = DataLoader(Photos(), 32, shuffle=True, num_workers=2)
     criterion = nn.CrossEntropyLoss()
@@ -170,7 +186,7 @@ def cnnpipe(case: str, count: int) -> float:
     def epoch() -> None:
         network.train()
         for _ in range(train.num_steps):
-            inputs = augment(batch, params.train.augment, None)
+            inputs = augment(batch, params.train.augment, params.train.crop_size)
             logits = classifier.class_logits(prepared.normalise(inputs))
             loss = F.cross_entropy(logits, targets)
             optimizer.zero_grad()
@@ -194,10 +210,11 @@ def main() -> None:
     """Runs the benchmark."""
     rows = []
     with photos(RESIDUAL) as images, TemporaryDirectory() as folder:
-        for architecture, count, rounds in (("article", ARTICLE, 3), ("residual", RESIDUAL, 3)):
+        for architecture, settings in SETTINGS.items():
+            count = ARTICLE if architecture == "article" else RESIDUAL
             place = Path(folder) / architecture
             place.mkdir()
-            workspace(place, images, count, **SETTINGS[architecture])
+            workspace(place, images, count, **settings)
             command([CNNPIPE, "resize"], place)()
             names = ["loop", "bare", "plain"]
             if architecture == "article" and needs("tensorflow-cpu"):
@@ -207,7 +224,7 @@ def main() -> None:
                     name: alone("benchmarks.training", name, architecture, str(place))
                     for name in names
                 },
-                rounds,
+                rounds=3,
             )
             what = f"{architecture}, an epoch of {count} images"
             wanted = {"plain": 2.5 if architecture == "article" else 2, "keras": 1.5, "bare": 0.95}
