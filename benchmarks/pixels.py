@@ -56,7 +56,7 @@ def main() -> None:
     what, ours = "decode and resize", seconds["cnnpipe"] * 1e3
     rows = [
         faster(what, "scikit-image", seconds["scikit-image"] * 1e3, ours, "ms", 9),
-        at_most("values not the same", "all values", off.size, (off > 0).sum(), "", 0.001),
+        at_most("values not the same", "all values", off.size, int((off > 0).sum()), "", 0.001),
         at_most("largest difference", "a grey level", 1, float(off.max()), "", 1),
     ]
     if "opencv" in seconds:

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused: decoded, such a one takes 300 MB."""
@@ -33,6 +33,13 @@ def decode(data: bytes) -> np.ndarray:
     """
     if not data:
         raise UnreadableImage("empty file")
+    if data.startswith(b"\xff\xd8") and not _may_be_turned(data):
+        # The same pixels in half of the time: libjpeg-turbo decodes for both, but Pillow keeps four
+        # bytes a pixel and copies them. What is odd about a file is left to Pillow.
+        with suppress(ValueError):
+            height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+            if height * width <= MAX_PIXELS and colors in ("YCbCr", "RGB", "Gray"):
+                return np.asarray(simplejpeg.decode_jpeg(data))
     try:
         with warnings.catch_warnings():
             # Odd metadata in a sound picture is of no interest, and the size is checked below.
@@ -42,12 +49,6 @@ def decode(data: bytes) -> np.ndarray:
                 raise UnreadableImage(
                     f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}"
                 )
-            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-            if image.format == "JPEG" and image.mode in ("RGB", "L") and upright:
-                # The same pixels in 0.6 of the time: libjpeg-turbo decodes for both, but Pillow
-                # keeps four bytes a pixel and copies them. What is odd is left to Pillow.
-                with suppress(ValueError):
-                    return np.asarray(simplejpeg.decode_jpeg(data))
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return np.asarray(_rgb(image))
@@ -60,6 +61,20 @@ def decode(data: bytes) -> np.ndarray:
     except Exception as error:  # Pillow's decoders raise many kinds for damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(f"damaged: {reason}") from None
+
+
+def _may_be_turned(jpeg: bytes) -> bool:
+    """Whether a JPEG has metadata (a segment APP1) before its pixels, or is none after all.
+
+    Source: ITU-T T.81, annex B.
+    """
+    position = 2
+    while jpeg[position : position + 1] == b"\xff":
+        marker = jpeg[position + 1 : position + 2]
+        if marker in (b"\xda", b"\xe1"):  # the pixels begin, or metadata
+            return marker == b"\xe1"
+        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4])
+    return True
 
 
 def _rgb(image: Image.Image) -> Image.Image:

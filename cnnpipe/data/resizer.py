@@ -18,11 +18,12 @@ import skimage.transform
 
 # skimage.color.rgb2gray's weights: ITU-R BT.709 luminance for contemporary CRT phosphors.
 _LUMINANCE = np.array([0.2125, 0.7154, 0.0721], dtype=np.float32)
-_BLOCK = 1 << 20
-"""Values worked on at a time: a photo of 12 million pixels takes 8 MB of memory, not 160."""
+_STRIPE = 128
+"""Pixels of the result worked on at a time, so that what is between stays in the processor's cache.
+Whole, a photo of 500 x 375 takes 1.1 times as long, and one of 12 million pixels twice the memory.
+"""
 
 
-@lru_cache(maxsize=512)  # an operator takes about 10 KB; photos come in a few hundred sizes
 def operator(size: int, target: int) -> scipy.sparse.csr_array:
     """The (target, size) float64 matrix that resizes one axis as scikit-image does."""
     # A target pixel depends on the pixels around its centre alone: the Gaussian, whose sigma is
@@ -96,22 +97,16 @@ def _stretch(image: np.ndarray, height: int, width: int) -> np.ndarray:
         return image.copy()
     _keep_freed_buffers()
     dtype = _precision(rows, columns, height, width)
-    vertical = _banded(rows, height, 1, dtype)
-    # The channels of a pixel are neighbours: between columns, the operator acts on every third.
-    horizontal = _banded(columns, width, channels, dtype)
     flat = np.ascontiguousarray(image).reshape(rows, columns * channels)
-    step = max(1, _BLOCK // rows)
-    # Two plain transposes and products of whole rows: three channels moved at a time take longer.
-    turned = np.concatenate(
-        [
-            (vertical @ flat[:, start : start + step].astype(dtype)).T
-            for start in range(0, columns * channels, step)
-        ]
-    )  # (columns * C, height)
-    wide = horizontal @ turned  # (width * C, height)
-    # No weight is negative and each row's sum is 1, so no value leaves 0-255 by more than rounding.
-    levels = np.rint(wide, out=wide).astype(np.uint8)
-    return np.ascontiguousarray(levels.T).reshape(height, width, channels)
+    turned = np.empty((columns * channels, height), dtype)
+    for target, source, stripe in _stripes(rows, height, 1, dtype):
+        turned[:, target] = (stripe @ flat[source].astype(dtype)).T
+    result = np.empty((height, width * channels), np.uint8)
+    # The channels of a pixel are neighbours: between columns, the operator acts on every third.
+    for target, source, stripe in _stripes(columns, width, channels, dtype):
+        # Weights are not negative and sum to 1: no value leaves 0-255 by more than rounding.
+        result[:, target] = np.rint(stripe @ turned[source]).astype(np.uint8).T
+    return result.reshape(height, width, channels)
 
 
 @cache
@@ -125,11 +120,31 @@ def _keep_freed_buffers() -> None:
     np.empty(31 << 20, np.uint8)
 
 
-@lru_cache(maxsize=1024)
-def _banded(size: int, target: int, channels: int, dtype: Any) -> scipy.sparse.csr_array:
-    """The operator on rows in which each pixel is so many neighbouring values."""
-    each = scipy.sparse.eye_array(channels)
-    return scipy.sparse.kron(operator(size, target), each, format="csr").astype(dtype)
+@lru_cache(maxsize=1024)  # an operator takes about 20 KB; photos come in a few hundred sizes
+def _stripes(
+    size: int, target: int, channels: int, dtype: Any
+) -> list[tuple[slice, slice, scipy.sparse.csr_array]]:
+    """The operator on rows in which each pixel is so many neighbouring values, in stripes.
+
+    Each is (rows of the result, rows that they come from, the operator between these).
+    """
+    matrix = operator(size, target)
+    if dtype == np.float32:  # what it does not resolve would cost up to half of the time
+        matrix.data[matrix.data < 1e-9] = 0
+        matrix.eliminate_zeros()
+    stripes = []
+    for start in range(0, target, _STRIPE):
+        rows = matrix[start : start + _STRIPE]
+        first, last = int(rows.indices.min()), int(rows.indices.max()) + 1
+        part = scipy.sparse.kron(rows[:, first:last], scipy.sparse.eye_array(channels), "csr")
+        stripes.append(
+            (
+                slice(start * channels, (start + rows.shape[0]) * channels),
+                slice(first * channels, last * channels),
+                part.astype(dtype),
+            )
+        )
+    return stripes
 
 
 @lru_cache(maxsize=1024)
