@@ -54,14 +54,16 @@ def at_most(what: str, peer: str, theirs: float, ours: float, unit: str, limit: 
     return Row(what, peer, float(theirs), float(ours), unit, ours / theirs, f"<= {limit:g}")
 
 
-def in_turn(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def in_turn(
+    cases: dict[str, Callable[[], object]], rounds: int, warm_up: bool = True
+) -> dict[str, float]:
     """The median duration of each case, in seconds, all run one after the other in each round.
 
-    A first round, in which caches fill and programs are compiled, is not counted. Turns, since a
+    A first round, in which caches fill, is not counted, unless `warm_up` is false. Turns, since a
     machine may be faster in one minute than in the next.
     """
     taken: dict[str, list[float]] = {name: [] for name in cases}
-    for counted in [False] + [True] * rounds:
+    for counted in [False] * warm_up + [True] * rounds:
         for name, case in cases.items():
             started = time.perf_counter()
             case()
@@ -70,7 +72,9 @@ def in_turn(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
     return {name: statistics.median(durations) for name, durations in taken.items()}
 
 
-CNNPIPE = str(Path(sys.executable).parent / "cnnpipe")
+_INSTALLED = Path(sys.executable).parent
+CNNPIPE = str(_INSTALLED / "cnnpipe")
+DVC = str(_INSTALLED / "dvc")
 
 
 def workspace(folder: Path, images: Path, count: int, **settings: object) -> None:
@@ -100,12 +104,13 @@ def workspace(folder: Path, images: Path, count: int, **settings: object) -> Non
     command([CNNPIPE, "download"], folder)()
 
 
-def command(arguments: Sequence[str], folder: Path, **environment: str) -> Callable[[], None]:
+def command(arguments: Sequence[str], folder: Path) -> Callable[[], None]:
     """A command to run in a folder, its output thrown away; it fails as the command does."""
+    environment = {**os.environ, "PATH": f"{_INSTALLED}{os.pathsep}{os.environ['PATH']}"}
 
     def run() -> None:
         result = subprocess.run(
-            arguments, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True
+            arguments, cwd=folder, env=environment, capture_output=True, text=True
         )
         if result.returncode:
             raise RuntimeError(f"{' '.join(arguments)}: {result.stdout[-2000:]}{result.stderr}")

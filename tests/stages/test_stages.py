@@ -250,3 +250,25 @@ def test_a_stage_without_its_input_says_what_to_run_first(
     Path(missing).unlink()
     with pytest.raises(UserError, match=f"{missing}: no such file: run `"):
         stage.run(load("params.yaml"))  # type: ignore[attr-defined]
+
+
+def test_what_train_and_evaluate_find_odd_is_said_and_kept_with_the_run(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "about_training", lambda *arguments: ["it memorises"])
+    monkeypatch.setattr(evaluate, "about_test", lambda *arguments: ["it guesses", "always cat"])
+    train.run(load("params.yaml"))
+    assert "warning: it memorises\n" in capsys.readouterr().err
+    evaluate.run(load("params.yaml"))
+    assert "warning: it guesses\nwarning: always cat\n" in capsys.readouterr().err
+    ids = json.loads(Path("models/run.json").read_text())
+    tags = mlflow.get_run(ids["run_id"]).data.tags
+    assert tags["warnings.train"] == "it memorises"
+    assert tags["warnings.test"] == "it guesses; always cat"
+
+
+def test_evaluate_without_a_history_says_what_to_run(workspace: Path) -> None:
+    train.run(load("params.yaml"))
+    Path("reports/train/history.csv").unlink()
+    with pytest.raises(UserError, match=r"history.csv: no such file: run `cnnpipe train` first"):
+        evaluate.run(load("params.yaml"))
