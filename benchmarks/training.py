@@ -32,8 +32,8 @@ ARTICLE, RESIDUAL = 256, 512
 SETTINGS: dict[str, dict[str, object]] = {"article": {}}
 for _name, _settings in {
     "residual": {"train__augment": "flip"},
-    # As the README advises for photos: random crops scaled to a smaller square, and colours.
-    "residual, crops": {"train__augment": "photo", "train__crop_size": 72},
+    # As the README advises for photos: random crops scaled to 64 pixels, and colours.
+    "residual, crops": {"train__augment": "photo", "train__crop_size": 64},
 }.items():
     SETTINGS[_name] = {
         "resize__size": 96,

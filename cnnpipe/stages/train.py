@@ -27,8 +27,8 @@ from cnnpipe.training.batches import Batches, channel_statistics
 from cnnpipe.training.loop import (
     Epoch,
     choose_device,
+    choose_residency,
     fit,
-    fits,
     keep_freed_memory,
     normalisation_accuracies,
 )
@@ -69,7 +69,7 @@ def run(params: Params) -> None:
     resize = params.resize
     preparation = Preparation(resize.size, resize.mode, resize.color, mean, std)
     num_bytes = int(np.prod(images.shape[1:])) * sum(map(len, splits.values()))
-    resident = fits(num_bytes, params.train, device)
+    resident = choose_residency(params.train, num_bytes, device)
     train, val = (
         Batches(images, rows, labels[rows], params.train.batch_size, device, resident)
         for rows in splits.values()

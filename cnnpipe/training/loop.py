@@ -228,15 +228,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def autocast(settings: Train, device: torch.device) -> torch.autocast:
-    """bfloat16 where it is asked for, or where a GPU has it and nothing else is asked for."""
-    on = settings.precision == "bfloat16" or (
-        settings.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    return torch.autocast(device.type, torch.bfloat16, enabled=on)
-
-
-def fits(num_bytes: int, settings: Train, device: torch.device) -> bool:
+def choose_residency(settings: Train, num_bytes: int, device: torch.device) -> bool:
     """Whether images of so many bytes are to stay on the device, by `train.residency`.
 
     `auto` keeps them on a GPU that has twice as much memory free: the other half is the network's.
@@ -244,6 +236,14 @@ def fits(num_bytes: int, settings: Train, device: torch.device) -> bool:
     if settings.residency == "auto":
         return device.type == "cuda" and num_bytes <= torch.cuda.mem_get_info(device)[0] // 2
     return settings.residency == "resident"
+
+
+def autocast(settings: Train, device: torch.device) -> torch.autocast:
+    """bfloat16 where it is asked for, or where a GPU has it and nothing else is asked for."""
+    on = settings.precision == "bfloat16" or (
+        settings.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    return torch.autocast(device.type, torch.bfloat16, enabled=on)
 
 
 def _compiled(classifier: Classifier, device: torch.device) -> Callable[[Tensor], Tensor]:

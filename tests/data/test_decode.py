@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cnnpipe.data import decode as module
 from cnnpipe.data.decode import UnreadableImage, decode
@@ -253,6 +253,33 @@ def test_a_jpeg_gives_pillows_own_pixels(
     data = encoded(image, "JPEG", subsampling=subsampling, progressive=progressive)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(decode(data), expected)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_with_metadata_gives_pillows_own_pixels_too(
+    photo: Photo, encoded: Encoded, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(photo(61, 83), "JPEG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    np.testing.assert_array_equal(decode(data), np.asarray(expected))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_only_a_turned_jpeg_is_left_to_pillow(
+    photo: Photo, encoded: Encoded, monkeypatch: pytest.MonkeyPatch, orientation: int
+) -> None:
+    asked: list[bytes] = []
+    original = simplejpeg.decode_jpeg
+    monkeypatch.setattr(
+        simplejpeg, "decode_jpeg", lambda data: (asked.append(data), original(data))[1]
+    )
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(photo(20, 30), "JPEG", exif=exif)
+    decode(data)
+    assert asked == ([data] if orientation == 1 else [])
 
 
 def test_a_jpeg_that_the_fast_decoder_refuses_is_pillows_to_judge(

@@ -20,8 +20,8 @@ from cnnpipe.training.batches import Batches
 from cnnpipe.training.loop import (
     Epoch,
     choose_device,
+    choose_residency,
     fit,
-    fits,
     judge,
     learning_rate,
     normalisation_accuracies,
@@ -335,8 +335,8 @@ def test_a_gpu_that_is_asked_for_and_missing_is_a_clear_failure() -> None:
 
 @pytest.mark.parametrize(("residency", "kept"), [("resident", True), ("streaming", False)])
 def test_residency_is_as_told_and_on_a_cpu_streaming(residency: Any, kept: bool) -> None:
-    assert fits(1 << 60, Train(residency=residency), CPU) is kept
-    assert not fits(1, Train(), CPU)
+    assert choose_residency(Train(residency=residency), 1 << 60, CPU) is kept
+    assert not choose_residency(Train(), 1, CPU)
 
 
 def test_where_the_images_lie_does_not_change_the_run(make_classifier: Any) -> None:
