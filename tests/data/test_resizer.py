@@ -79,14 +79,17 @@ def test_float64_is_taken_only_where_it_matters() -> None:
     assert _precision(357, 411, 300, 300) is np.float32  # no simple ratio
 
 
-@pytest.mark.parametrize("block", [1, 1_000, 10_000])
-def test_a_large_image_is_worked_on_in_blocks_to_the_same_pixels(
-    photo: Photo, monkeypatch: pytest.MonkeyPatch, block: int
+@pytest.mark.parametrize("stripe", [1, 7, 50, 1000])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_stripes_that_an_image_is_worked_on_in_do_not_show(
+    photo: Photo, monkeypatch: pytest.MonkeyPatch, stripe: int, channels: int
 ) -> None:
-    image = photo(90, 120)
+    image = photo(90, 120, channels)
     whole = resize(image, 40, 50)
-    monkeypatch.setattr(resizer, "_BLOCK", block)
+    monkeypatch.setattr(resizer, "_STRIPE", stripe)
+    resizer._stripes.cache_clear()
     np.testing.assert_array_equal(resize(image, 40, 50), whole)
+    resizer._stripes.cache_clear()
 
 
 @pytest.mark.parametrize(
