@@ -45,7 +45,7 @@ def main() -> None:
                 cv2.resize(cv2.imread(str(path)), SIZE, interpolation=cv2.INTER_AREA)
                 for path in paths
             ]
-        seconds = {name: value / len(paths) for name, value in in_turn(cases, rounds=7).items()}
+        seconds = {name: value / len(paths) for name, value in in_turn(cases, rounds=15).items()}
         off = np.concatenate(
             [
                 np.abs(np.rint(by_scikit_image(path)) - by_cnnpipe(path)).ravel()
