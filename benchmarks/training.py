@@ -20,6 +20,7 @@ from benchmarks.harness import (
     alone,
     command,
     faster,
+    in_turn,
     medians,
     needs,
     photos,
@@ -156,8 +157,8 @@ def plain(architecture: str) -> float:
     return seconds_an_epoch(epoch)
 
 
-def cnnpipe(case: str, count: int) -> float:
-    """The pipeline's own loop (`loop`), or its bare step on tensors that are in memory (`bare`)."""
+def cnnpipe(place: Path) -> tuple[Callable[[], object], Callable[[], object]]:
+    """An epoch of the pipeline's own loop, and of its bare step on a batch that is in memory."""
     import torch
     import torch.nn.functional as F
 
@@ -170,46 +171,43 @@ def cnnpipe(case: str, count: int) -> float:
     from cnnpipe.training.loop import fit, keep_freed_memory
 
     keep_freed_memory()
-    params = load("params.yaml")
+    params = load(place / "params.yaml")
     device = torch.device("cpu")
-    images, table = open_images("data/resized")
+    images, table = open_images(place / "data/resized")
     labels = (table["label"] == "dog").to_numpy().astype(np.int64)
     size, batch_size = params.resize.size, params.train.batch_size
-    rows = np.arange(count)
+    rows = np.arange(ARTICLE if params.model.architecture == "article" else RESIDUAL)
     network = build(params.model, params.input_shape, 2).to(memory_format=torch.channels_last)
     prepared = Preparation(size, "stretch", "rgb", (124.0, 116.0, 106.0), (64.0, 62.0, 63.0))
     classifier = Classifier(network, params.model, prepared, ("cat", "dog"))
     train = Batches(images, rows, labels[rows], batch_size, device)
     val = Batches(images, rows[:2], labels[:2], batch_size, device)
-    if case == "loop":
-        settings = params.train.model_copy(update={"epochs": 1})
-        return seconds_an_epoch(
-            lambda: fit(classifier, train, val, settings, None, 0, device, lambda _: None)
-        )
+    settings = params.train.model_copy(update={"epochs": 1})
     batch, targets = next(train.shuffled(0, 0))
-    optimizer = torch.optim.Adam(network.parameters())
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
 
-    def epoch() -> None:
+    def bare() -> None:
         network.train()
         for _ in range(train.num_steps):
-            inputs = augment(batch, params.train.augment, params.train.crop_size)
+            inputs = augment(batch, settings.augment, settings.crop_size)
             logits = classifier.class_logits(prepared.normalise(inputs))
             loss = F.cross_entropy(logits, targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
-    return seconds_an_epoch(epoch)
+    def loop() -> None:
+        fit(classifier, train, val, settings, None, 0, device, lambda _: None)
+
+    return loop, bare
 
 
 def measure(case: str, architecture: str, folder: str) -> float:
-    """The seconds of an epoch."""
+    """The seconds of an epoch of one case."""
     os.chdir(folder)
     if case == "keras":
         return keras()
-    if case == "plain":
-        return plain(architecture)
-    return cnnpipe(case, ARTICLE if architecture == "article" else RESIDUAL)
+    return plain(architecture) if case == "plain" else seconds_an_epoch(cnnpipe(Path())[0])
 
 
 def main() -> None:
@@ -222,24 +220,25 @@ def main() -> None:
             place.mkdir()
             workspace(place, images, count, **settings)
             command([CNNPIPE, "resize"], place)()
-            names = ["loop", "bare", "plain"]
+            peers = {"plain": "plain PyTorch"}
             if architecture == "article" and needs("tensorflow-cpu"):
-                names.append("keras")
+                peers["keras"] = "Keras on TensorFlow"
             seconds = medians(
                 {
                     name: alone("benchmarks.training", name, architecture, str(place))
-                    for name in names
+                    for name in ("cnnpipe", *peers)
                 },
                 rounds=2,
             )
             what = f"{architecture}, an epoch of {count} images"
-            wanted = {"plain": 2.5 if architecture == "article" else 2, "keras": 1.5, "bare": 0.95}
-            peers = {"plain": "plain PyTorch", "keras": "Keras on TensorFlow", "bare": "bare step"}
+            wanted = {"plain": 2.5 if architecture == "article" else 2, "keras": 1.5}
             rows += [
-                faster(what, peers[name], seconds[name], seconds["loop"], "s", wanted[name])
-                for name in seconds
-                if name != "loop"
+                faster(what, peer, seconds[name], seconds["cnnpipe"], "s", wanted[name])
+                for name, peer in peers.items()
             ]
+            loop, bare = cnnpipe(place)
+            same = in_turn({"loop": loop, "bare": bare}, rounds=4)
+            rows.append(faster(what, "bare step", same["bare"], same["loop"], "s", 0.95))
     report("training", rows, ["torch", "numpy", "pillow"])
 
 
