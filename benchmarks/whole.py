@@ -1,6 +1,7 @@
 """From raw photos to an evaluated model: the tutorial's script in Keras, and `dvc repro`.
 
 The same photos, the article's network, 5 epochs of batches of 128; whole processes, start to end.
+`python -m benchmarks.whole 1400` takes so many photos.
 """
 
 import shutil
@@ -14,7 +15,6 @@ from ruamel.yaml import YAML
 from benchmarks.harness import DVC, command, faster, in_turn, needs, photos, report, workspace
 from benchmarks.startup import REPOSITORY
 
-COUNT = 500
 TUTORIAL = """
 import os, sys
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -41,16 +41,16 @@ model.save("model.keras")
 """
 
 
-def main() -> None:
+def main(count: int = 500) -> None:
     """Runs the benchmark."""
     if not needs("tensorflow-cpu"):
         return
-    with photos(COUNT) as images, TemporaryDirectory() as folder:
+    with photos(count) as images, TemporaryDirectory() as folder:
         place = Path(folder) / "pipeline"
         subprocess.run(["git", "clone", "-q", str(REPOSITORY), str(place)], check=True)
         packed = Path(folder) / "packed"
         packed.mkdir()
-        workspace(packed, images, COUNT)
+        workspace(packed, images, count)
         settings = YAML().load(place / "params.yaml")
         settings["download"].update(source="folder", folder=str(packed / "inbox"))
         YAML().dump(settings, place / "params.yaml")
@@ -69,11 +69,11 @@ def main() -> None:
         # Each is a whole process, imports and all, and takes minutes: nothing to warm up.
         seconds = in_turn({"ours": from_nothing, "theirs": tutorial}, rounds=1, warm_up=False)
     row = faster(
-        f"{COUNT} photos to an evaluated model", "the tutorial in Keras",
+        f"{count} photos to an evaluated model", "the tutorial in Keras",
         seconds["theirs"], seconds["ours"], "s", 3,
     )  # fmt: skip
     report("whole", [row], ["tensorflow-cpu", "torch", "scikit-image", "dvc", "mlflow"])
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))
