@@ -33,7 +33,7 @@ check: $(INSTALLED) ## format, lint, types, imports
 	@mypy
 	@lint-imports
 
-bench: $(PEERS) ## measure side by side with the peers, under 15 minutes; see benchmarks/README.md
+bench: $(PEERS) ## measure side by side with the peers, about 15 minutes; see benchmarks/README.md
 	@for name in $(BENCHMARKS); do python -m benchmarks.$$name; done
 
 up: $(INSTALLED) ## start the MLflow and Prefect servers; Ctrl-C stops both
@@ -56,7 +56,7 @@ lock: ## resolve pyproject.toml anew into requirements.lock
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, %s is %s: make PYTHON=..." % (sys.executable, sys.version.split()[0]))'
-	@echo 'Installing into .venv, about two minutes, once.'
+	@echo 'Installing into .venv, two to four minutes, once.'
 	@$(PYTHON) -m venv --clear .venv
 	@.venv/bin/pip install -qq --disable-pip-version-check --requirement requirements.lock
 	@.venv/bin/pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .

@@ -18,7 +18,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
-RESULTS = Path(__file__).parent / "results"
+REPOSITORY = Path(__file__).parent.parent
+RESULTS = REPOSITORY / "benchmarks" / "results"
 PHOTOS = "CNNPIPE_PHOTOS"
 
 

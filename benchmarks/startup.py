@@ -11,11 +11,20 @@ from tempfile import TemporaryDirectory
 
 from ruamel.yaml import YAML
 
-from benchmarks.harness import CNNPIPE, DVC, at_most, command, in_turn, photos, report, workspace
+from benchmarks.harness import (
+    CNNPIPE,
+    DVC,
+    REPOSITORY,
+    at_most,
+    command,
+    in_turn,
+    photos,
+    report,
+    workspace,
+)
 from cnnpipe.params import load
 
 COUNT = 25_000
-REPOSITORY = Path(__file__).parent.parent
 
 
 def pipeline(folder: Path, images: Path) -> None:

@@ -57,24 +57,13 @@ def seconds_an_epoch(epoch: Callable[[], object]) -> float:
 
 def keras() -> float:
     """The tutorial's network and call of fit, on one float array."""
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    import keras
-
+    from benchmarks import tutorial
     from cnnpipe.data.store import open_images
 
     images, table = open_images("data/resized")
     features = images[np.arange(ARTICLE)].astype("float32") / 255
-    targets = keras.utils.to_categorical((table["label"] == "dog")[:ARTICLE])
-    model = keras.Sequential(
-        [
-            keras.layers.Input((300, 300, 3)),
-            keras.layers.Conv2D(10, 5, activation="relu"),
-            keras.layers.MaxPooling2D(2),
-            keras.layers.Flatten(),
-            keras.layers.Dense(2, activation="softmax"),
-        ]
-    )
-    model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
+    targets = np.eye(2)[(table["label"] == "dog")[:ARTICLE].astype(int)]
+    model = tutorial.model()
     return seconds_an_epoch(lambda: model.fit(features, targets, batch_size=128, verbose=0))
 
 

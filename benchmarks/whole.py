@@ -12,33 +12,17 @@ from tempfile import TemporaryDirectory
 
 from ruamel.yaml import YAML
 
-from benchmarks.harness import DVC, command, faster, in_turn, needs, photos, report, workspace
-from benchmarks.startup import REPOSITORY
-
-TUTORIAL = """
-import os, sys
-os.environ["KERAS_BACKEND"] = "tensorflow"
-import numpy as np, keras
-from skimage.io import imread
-from skimage.transform import resize
-paths = sorted((os.path.join(f, n) for f, _, names in os.walk(sys.argv[1]) for n in names))
-images = np.array([resize(imread(path), (300, 300)) for path in paths])
-labels = keras.utils.to_categorical([os.sep + "dog" + os.sep in path for path in paths])
-order = np.random.default_rng(0).permutation(len(paths))
-cut = int(0.7 * len(paths))
-train, test = order[:cut], order[cut:]
-model = keras.Sequential([
-    keras.layers.Input((300, 300, 3)),
-    keras.layers.Conv2D(10, 5, activation="relu"),
-    keras.layers.MaxPooling2D(2),
-    keras.layers.Flatten(),
-    keras.layers.Dense(2, activation="softmax"),
-])
-model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
-model.fit(images[train], labels[train], batch_size=128, epochs=5, verbose=0)
-print(model.evaluate(images[test], labels[test], verbose=0))
-model.save("model.keras")
-"""
+from benchmarks.harness import (
+    DVC,
+    REPOSITORY,
+    command,
+    faster,
+    in_turn,
+    needs,
+    photos,
+    report,
+    workspace,
+)
 
 
 def main(count: int = 500) -> None:
@@ -65,7 +49,8 @@ def main(count: int = 500) -> None:
                     path.unlink(missing_ok=True)
             command([DVC, "repro"], place)()
 
-        tutorial = command([sys.executable, "-c", TUTORIAL, str(packed / "inbox")], Path(folder))
+        script = [sys.executable, "-m", "benchmarks.tutorial", str(packed / "inbox")]
+        tutorial = command(script, REPOSITORY)
         # Each is a whole process, imports and all, and takes minutes: nothing to warm up.
         seconds = in_turn({"ours": from_nothing, "theirs": tutorial}, rounds=1, warm_up=False)
     row = faster(

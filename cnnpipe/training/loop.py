@@ -158,12 +158,12 @@ def normalisation_accuracies(
         ones, as in every prediction; and the number of images, about `most`. None where the network
         has no batch normalisation.
     """
-    own = replace(classifier, network=copy.deepcopy(classifier.network).eval())
-    norms = [module for module in own.network.modules() if isinstance(module, nn.BatchNorm2d)]
-    if not norms:
+    if not any(isinstance(module, nn.BatchNorm2d) for module in classifier.network.modules()):
         return None
-    for norm in norms:
-        norm.train()
+    own = replace(classifier, network=copy.deepcopy(classifier.network).eval())
+    for module in own.network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train()
     hits = np.zeros(2)
     count = 0
     with torch.inference_mode():
