@@ -1,6 +1,7 @@
 """From the paths of image files to their classes: how people lay folders out."""
 
 from collections import Counter
+from functools import cache
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -41,28 +42,37 @@ def places(paths: list[str]) -> dict[str, Place]:
     Raises:
         NoClasses: fewer than two classes.
     """
-    files = {path: parts for path in paths if (parts := _visible_parts(path))}
+    folder_of: dict[str, tuple[str, ...]] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if name and not name.startswith(".") and (parts := _parts(folder)):
+            folder_of[path] = parts
+    num_files = Counter(folder_of.values())
     depth = 0
     while True:
-        tops = Counter(parts[depth] for parts in files.values() if len(parts) > depth + 1)
-        direct = Counter(parts[depth] for parts in files.values() if len(parts) == depth + 2)
+        # Of each folder at this depth, how many files lie below it, and how many in it.
+        tops, direct = Counter[str](), Counter[str]()
+        for folder, number in num_files.items():
+            if len(folder) > depth:
+                tops[folder[depth]] += number
+            if len(folder) == depth + 1:
+                direct[folder[depth]] += number
         # Folders of folders, but for a few files; a class may well be called train, or test.
         outer = {top for top in tops if 2 * direct[top] < tops[top]}
         named = {top: _SPLITS.get(top.lower()) for top in tops}
         if all(named.values()) and any(named[top] == "train" for top in outer):
-            found = {
-                path: Place(parts[depth + 1], _SPLITS[parts[depth].lower()])
-                for path, parts in files.items()
-                if len(parts) > depth + 2
+            place_of = {
+                folder: Place(folder[depth + 1], _SPLITS[folder[depth].lower()])
+                for folder in num_files
+                if len(folder) > depth + 1
             }
             break
         if len(tops) == 1 and outer:
             depth += 1
             continue
-        found = {
-            path: Place(parts[depth], "") for path, parts in files.items() if len(parts) > depth + 1
-        }
+        place_of = {folder: Place(folder[depth], "") for folder in num_files if len(folder) > depth}
         break
+    found = {path: place_of[folder] for path, folder in folder_of.items() if folder in place_of}
     labels = sorted({place.label for place in found.values()})
     if not labels:
         raise NoClasses(
@@ -74,8 +84,10 @@ def places(paths: list[str]) -> dict[str, Place]:
     return found
 
 
-def _visible_parts(path: str) -> tuple[str, ...]:
-    parts = PurePosixPath(path).parts
+@cache  # one tuple for all files of a folder
+def _parts(folder: str) -> tuple[str, ...]:
+    """The folders from the top down; none where one of them is hidden."""
+    parts = PurePosixPath(folder).parts
     if any(part.startswith(".") or part == "__MACOSX" for part in parts):
         return ()
     return parts

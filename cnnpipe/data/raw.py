@@ -9,13 +9,14 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import shutil
 import struct
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,7 +37,7 @@ _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EO
 """What reading a damaged archive, or one that is none, raises."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RawImage:
     """One file of the data set that lies in a class folder; whether it is an image is not known."""
 
@@ -44,6 +45,12 @@ class RawImage:
     label: str
     official: str
     """The split the data set's author put it in: train, val, test, or empty."""
+    entry: Any = field(default=None, compare=False, repr=False)
+    """Where it is in its archive, for `Raw.read`.
+
+    It travels with the work: of an index in which each forked process looked it up, each would soon
+    have a copy, since Python counts references inside the objects.
+    """
 
 
 @dataclass(frozen=True)
@@ -84,14 +91,14 @@ class Source:
 
 
 class Raw(Protocol):
-    """The images of data/raw. It can be pickled; each process opens the archive for itself."""
+    """The images of data/raw. Other processes can read from it at the same time."""
 
     @property
     def images(self) -> list[RawImage]:
         """All files in class folders, sorted by path."""
 
-    def read(self, path: str) -> bytes:
-        """The bytes of the image file with that path."""
+    def read(self, image: RawImage) -> bytes:
+        """The bytes of the image file."""
 
 
 @contextmanager
@@ -145,7 +152,7 @@ def check_archive(path: Path) -> None:
     """
     try:
         if zipfile.is_zipfile(path):
-            names = Zip(path).names
+            names = list(Zip(path).files)
         elif tarfile.is_tarfile(path):
             with tarfile.open(path) as tar:
                 names = [member.name for member in tar if member.isfile()]
@@ -158,37 +165,66 @@ def check_archive(path: Path) -> None:
         raise UserError(f"{path.name}: {error}") from None
 
 
+class _File(io.RawIOBase):
+    """A file to read from, with a position of its own.
+
+    The position of an ordinary file is the system's, and forked processes move it for each other.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        size = os.fstat(self._descriptor).st_size
+        self._position = (0, self._position, size)[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        num_bytes = os.preadv(self._descriptor, [buffer], self._position)
+        self._position += num_bytes
+        return num_bytes
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
+
+
 class Zip:
     """A zip archive of class folders."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._archive = zipfile.ZipFile(_File(path))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
-
-    @cached_property
-    def _archive(self) -> zipfile.ZipFile:
-        return zipfile.ZipFile(self.path)
+    def __reduce__(self) -> tuple[type["Zip"], tuple[Path]]:
+        return Zip, (self.path,)
 
     @property
-    def names(self) -> list[str]:
-        """The paths of all files in the archive."""
-        return [info.filename for info in self._archive.infolist() if not info.is_dir()]
+    def files(self) -> dict[str, zipfile.ZipInfo]:
+        """The entries of all files by path; of several of one name the last counts."""
+        return {info.filename: info for info in self._archive.infolist() if not info.is_dir()}
 
     @property
     def images(self) -> list[RawImage]:
         """All files in class folders, sorted by path."""
-        return _images(self.names)
+        return _images(self.files)
 
-    def read(self, path: str) -> bytes:
-        """The bytes of the image file with that path.
+    def read(self, image: RawImage) -> bytes:
+        """The bytes of the image file.
 
         Raises:
             UnreadableImage: it is encrypted, damaged, or compressed in an unknown way.
         """
         try:
-            return self._archive.read(path)
+            return self._archive.read(image.entry)
         except (*_DAMAGED, RuntimeError) as error:  # RuntimeError: encrypted; or not implemented
             raise UnreadableImage(f"damaged in the archive: {error}") from None
 
@@ -200,16 +236,16 @@ class Tar:
         self.path = path
         with tarfile.open(path) as tar:
             # The last of several entries of one name counts, as when unpacking.
-            self.extents = {m.name: (m.offset_data, m.size) for m in tar if m.isreg()}
+            self._extents = {m.name: (m.offset_data, m.size) for m in tar if m.isreg()}
 
     @property
     def images(self) -> list[RawImage]:
         """All files in class folders, sorted by path."""
-        return _images(list(self.extents))
+        return _images(self._extents)
 
-    def read(self, path: str) -> bytes:
-        """The bytes of the image file with that path."""
-        offset, size = self.extents[path]
+    def read(self, image: RawImage) -> bytes:
+        """The bytes of the image file."""
+        offset, size = image.entry
         with self.path.open("rb") as file:
             file.seek(offset)
             return file.read(size)
@@ -225,8 +261,8 @@ class Idx:
         self.paths = paths
         self.class_names = class_names
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"paths": self.paths, "class_names": self.class_names}
+    def __reduce__(self) -> tuple[type["Idx"], tuple[tuple[Path, ...], tuple[str, ...]]]:
+        return Idx, (self.paths, self.class_names)
 
     @cached_property
     def _arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -238,18 +274,16 @@ class Idx:
         """Every image, by its number in its file: train/00000.png."""
         return sorted(
             (
-                RawImage(f"{split}/{i:05d}.png", self.class_names[label], split)
+                RawImage(f"{split}/{i:05d}.png", self.class_names[label], split, i)
                 for split, (_, labels) in self._arrays.items()
                 for i, label in enumerate(labels)
             ),
             key=lambda image: image.path,
         )
 
-    def read(self, path: str) -> bytes:
+    def read(self, image: RawImage) -> bytes:
         """The image as the bytes of a PNG file, so that it goes the way of any other image."""
-        split, name = path.split("/")
-        pixels = self._arrays[split][0][int(name.removesuffix(".png"))]
-        return png(pixels)
+        return png(self._arrays[image.official][0][image.entry])
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -283,9 +317,10 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _images(names: list[str]) -> list[RawImage]:
+def _images(files: Mapping[str, Any]) -> list[RawImage]:
     return [
-        RawImage(path, place.label, place.official) for path, place in sorted(places(names).items())
+        RawImage(path, place.label, place.official, files[path])
+        for path, place in sorted(places(list(files)).items())
     ]
 
 

@@ -4,7 +4,7 @@ The unit of work is a shard: a process decodes, hashes and resizes the shard's i
 them one by one, so that no pixels travel between processes and memory stays at an image a process.
 """
 
-import copy
+import csv
 import hashlib
 from collections import Counter
 from functools import partial
@@ -42,7 +42,7 @@ def run(params: Params) -> None:
     with open_raw("data/raw") as (raw, files), whole_folder("data/resized") as folder:
         shards = _shards(files, params.input_shape)
         jobs = [(folder / f"images-{i:05d}.npy", shard) for i, shard in enumerate(shards)]
-        rows: list[dict[str, Any]] = []
+        num_found = Counter[str]()
         quarantined = [
             {"path": path, "reason": reason}
             for path, reason in Source.read("data/raw").skipped.items()
@@ -50,14 +50,17 @@ def run(params: Params) -> None:
         num_workers = num_cores() if settings.workers == "auto" else settings.workers
         with (
             process_pool(min(num_workers, len(jobs)), _open, (raw,)) as pool,
+            (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as table,
             tqdm(total=len(files), desc="resizing", unit="image", disable=None) as progress,
         ):
+            writer = csv.DictWriter(table, list(manifest.COLUMNS), lineterminator="\n")
+            writer.writeheader()
             for kept, refused in pool.map(partial(_write_shard, settings), jobs):
-                rows += kept
+                writer.writerows(kept)  # at once: 20,000 of them would take 40 MB
+                num_found.update(row["label"] for row in kept)
                 quarantined += refused
                 progress.update(len(kept) + len(refused))
-        class_names = _check_classes(files, rows, quarantined)
-        manifest.write(pd.DataFrame(rows), folder / "manifest.csv", manifest.COLUMNS)
+        class_names = _check_classes(files, num_found, quarantined)
         manifest.write(
             pd.DataFrame(quarantined, columns=list(manifest.QUARANTINE_COLUMNS)),
             folder / "quarantine.csv",
@@ -65,7 +68,7 @@ def run(params: Params) -> None:
         )
         manifest.write_class_names(class_names, folder)
     size = f"{settings.size} x {settings.size}"
-    print(f"{len(rows):,} images of {len(class_names)} classes at {size}, {settings.color}")
+    print(f"{num_found.total():,} images of {len(class_names)} classes at {size}, {settings.color}")
     if quarantined:
         print(f"{len(quarantined):,} files quarantined, see data/resized/quarantine.csv")
 
@@ -77,13 +80,12 @@ def _shards(files: list[RawImage], shape: tuple[int, int, int]) -> list[list[Raw
     return [files[i : i + length] for i in range(0, len(files), length)]
 
 
-_raw: Raw  # in each worker process, the data set, opened once
+_raw: Raw  # in each worker process
 
 
 def _open(raw: Raw) -> None:
     global _raw
-    # A forked process shares its parent's open file and its position in it; a copy opens its own.
-    _raw = copy.copy(raw)
+    _raw = raw
 
 
 def _write_shard(
@@ -96,7 +98,7 @@ def _write_shard(
     with shard_writer(path) as append:
         for file in files:
             try:
-                data = _raw.read(file.path)
+                data = _raw.read(file)
                 image = decode(data)
             except UnreadableImage as error:
                 refused.append({"path": file.path, "reason": str(error)})
@@ -120,10 +122,9 @@ def _write_shard(
 
 
 def _check_classes(
-    files: list[RawImage], rows: list[dict[str, Any]], quarantined: list[dict[str, Any]]
+    files: list[RawImage], found: Counter[str], quarantined: list[dict[str, Any]]
 ) -> list[str]:
     """The class names, sorted; a class of which nothing is left ends the run."""
-    found = Counter(row["label"] for row in rows)
     reasons = {row["path"]: row["reason"] for row in quarantined}
     for label, number in sorted(Counter(file.label for file in files).items()):
         if not found[label]:

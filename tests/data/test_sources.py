@@ -70,7 +70,7 @@ def obtained(**settings: Any) -> Path:
 
 def contents(folder: Path) -> Files:
     with open_raw(folder) as (raw, images):
-        return {image.path: raw.read(image.path) for image in images}
+        return {image.path: raw.read(image) for image in images}
 
 
 def downloads() -> list[Path]:
@@ -181,8 +181,10 @@ def test_mnist_end_to_end_with_its_official_test_split(
         assert {image.label for image in images} == set(PUBLISHED[name].class_names)
         by_path = {image.path: image for image in images}
         assert by_path["train/00013.png"].label == PUBLISHED[name].class_names[3]
-        np.testing.assert_array_equal(decode(raw.read("train/00013.png"))[:, :, 0], train[13])
-        np.testing.assert_array_equal(decode(raw.read("test/00007.png"))[:, :, 2], test[7])
+        np.testing.assert_array_equal(
+            decode(raw.read(by_path["train/00013.png"]))[:, :, 0], train[13]
+        )
+        np.testing.assert_array_equal(decode(raw.read(by_path["test/00007.png"]))[:, :, 2], test[7])
 
 
 def test_the_limit_is_written_down(monkeypatch: pytest.MonkeyPatch, server: Any) -> None:
@@ -556,7 +558,7 @@ def test_the_digits_are_scikit_learns_and_the_same_bytes_each_time(workspace: Pa
         assert len(images) == 1797
         assert Counter(image.label for image in images)["0"] == 178
         assert {image.label for image in images} == set("0123456789")
-        first = decode(raw.read("0/0000.png"))
+        first = decode(raw.read(images[0]))
     assert first.shape == (8, 8, 3)
     assert first[0].tolist() == [[v] * 3 for v in (0, 0, 80, 207, 143, 16, 0, 0)]
 
@@ -573,4 +575,4 @@ def test_drawn_pets_depend_on_the_seed_alone(
     assert archives["a"] == archives["b"] != archives["c"]
     with open_raw(workspace / "a") as (raw, images):
         assert Counter(image.label for image in images) == {"cat": 3, "dog": 3}
-        assert decode(raw.read(images[0].path)).shape[2] == 3
+        assert decode(raw.read(images[0])).shape[2] == 3

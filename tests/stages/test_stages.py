@@ -40,7 +40,7 @@ def test_resize_keeps_every_image_and_what_is_known_of_it(finished: Path) -> Non
         predictor = Predictor.load(finished / "models/model.safetensors")
         some = [0, 7, 299]
         assert [files[i].path for i in some] == table["path"].iloc[some].tolist()
-        stored = predictor.predict([raw.read(files[i].path) for i in some])
+        stored = predictor.predict([raw.read(files[i]) for i in some])
     predictions = pd.read_csv(finished / "reports/test/predictions.csv", dtype={"label": str})
     for row, probabilities in zip(some, stored, strict=True):
         found = predictions[predictions["path"] == table["path"].iloc[row]]
@@ -146,7 +146,7 @@ def test_the_registered_model_needs_no_repository_and_agrees_with_predict(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_raw(finished / "data/raw") as (raw, files):
-        data = raw.read(files[5].path)
+        data = raw.read(files[5])
     expected = Predictor.load(finished / "models/model.safetensors").predict([data])[0]
     mlflow.set_tracking_uri(f"sqlite:///{finished / 'mlflow.db'}")
     mlflow.set_registry_uri(f"sqlite:///{finished / 'mlflow.db'}")
