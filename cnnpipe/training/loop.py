@@ -103,7 +103,7 @@ def fit(
                 total = len(labels) if class_weights is None else class_weights[labels].sum()
                 loss, hits = torch.zeros(2, device=device, dtype=torch.float64)
                 for part, targets in zip(
-                    images.split(part_size), labels.split(part_size), strict=True
+                    torch.split(images, part_size), torch.split(labels, part_size), strict=True
                 ):
                     inputs = augment(part, settings.augment, settings.crop_size)
                     with autocast(settings, device):
@@ -163,7 +163,7 @@ def _log_probabilities(classifier: Classifier, batches: Batches) -> Tensor:
     done = 0
     with torch.inference_mode():
         for images, _ in batches.in_order():
-            for part in images.split(part_size):
+            for part in torch.split(images, part_size):
                 # Small tensors that stay would lie between the large ones that come and go.
                 result[done : done + len(part)] = classifier.log_probabilities(part)
                 done += len(part)
