@@ -44,8 +44,8 @@ def places(paths: list[str]) -> dict[str, Place]:
     """
     folder_of: dict[str, tuple[str, ...]] = {}
     for path in paths:
-        folder, _, name = path.rpartition("/")
-        if name and not name.startswith(".") and (parts := _parts(folder)):
+        parent, _, name = path.rpartition("/")
+        if name and not name.startswith(".") and (parts := _parts(parent)):
             folder_of[path] = parts
     num_files = Counter(folder_of.values())
     depth = 0

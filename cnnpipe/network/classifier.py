@@ -47,10 +47,14 @@ class Preparation:
 
     def normalise(self, images: Tensor) -> Tensor:
         """(N, C, H, W) of 0-255, uint8 or floating point, to zero mean and unit variance."""
+        # A row of each, as long as an image's: of one value a channel, a CPU's inner loop would be
+        # three values long, and 128 images of 300 x 300 take 31 ms instead of 5.
+        width = images.shape[3]
         mean, std = (
-            torch.tensor(values, device=images.device).view(1, -1, 1, 1)
+            torch.tensor(values, device=images.device).repeat(width).view(1, 1, width, -1)
             for values in (self.mean, self.std)
         )
+        mean, std = mean.permute(0, 3, 1, 2), std.permute(0, 3, 1, 2)  # (1, C, 1, W)
         return (images - mean).div_(std)  # from uint8 in one pass, and no third copy
 
 

@@ -57,6 +57,21 @@ def test_each_pooling_makes_of_a_window_what_its_name_says(
     torch.testing.assert_close(result, torch.tensor([[expected]]))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("size", "shape"), [(2, (3, 6, 8)), (2, (10, 7, 5)), (3, (3, 7, 9))])
+def test_max_pooling_without_gradients_gives_the_same_values(
+    size: int, shape: Shape, layout: torch.memory_format
+) -> None:
+    pooling = module(Pooling("pooling", "max", size), shape)
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 1, 1] = torch.nan
+    x = x.to(memory_format=layout)
+    expected = F.max_pool2d(x, size)
+    torch.testing.assert_close(pooling(x), expected, rtol=0, atol=0, equal_nan=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(pooling(x), expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_l2_pooling_is_the_root_of_the_sum_of_squares() -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 4, 7, 8)

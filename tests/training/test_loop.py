@@ -16,6 +16,7 @@ from cnnpipe.errors import RunFailed
 from cnnpipe.evaluation.metrics import metrics
 from cnnpipe.network.classifier import Classifier
 from cnnpipe.params import Train
+from cnnpipe.training import loop
 from cnnpipe.training.batches import Batches
 from cnnpipe.training.loop import (
     Epoch,
@@ -86,6 +87,53 @@ def test_the_network_overfits_one_batch(make_classifier: Any, architecture: str,
     assert history[0].train_loss > 0.3
     assert history[-1].train_loss < 0.05
     assert judge(classifier, batch)[1] == 1.0
+
+
+@pytest.fixture
+def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feature maps of three 8 x 8 images fit, those of four do not."""
+    monkeypatch.setattr(loop, "_CACHED_BYTES", 3 * 10 * 6 * 6 * 4)
+
+
+def batch_sizes(classifier: Classifier) -> list[int]:
+    """The number of images at each call of the network, as they come."""
+    sizes: list[int] = []
+    classifier.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    return sizes
+
+
+@pytest.mark.parametrize("class_weights", [None, torch.tensor([0.5, 3.0])])
+def test_a_batch_in_parts_trains_as_the_whole(
+    make_classifier: Any, request: pytest.FixtureRequest, class_weights: Tensor | None
+) -> None:
+    def run() -> tuple[list[Epoch], Tensor, list[int]]:
+        train, val = halves()
+        classifier = make_classifier()
+        sizes = batch_sizes(classifier)
+        history = trained(classifier, train, val, class_weights, epochs=3, label_smoothing=0.1)
+        return without_seconds(history), weights(classifier), sizes
+
+    whole, expected, sizes = run()
+    assert sizes[:2] == [16, 16]
+    request.getfixturevalue("small_cache")
+    parts, found, sizes = run()
+    assert sizes[:6] == [3, 3, 3, 3, 3, 1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for one, other in zip(whole, parts, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
+        assert one.train_accuracy == other.train_accuracy
+        assert one.val_loss == pytest.approx(other.val_loss, rel=1e-4)
+
+
+def test_batch_normalisation_is_never_trained_in_parts(
+    make_classifier: Any, small_cache: None
+) -> None:
+    train, val = halves()
+    classifier = make_classifier(batch_norm=True)
+    sizes = batch_sizes(classifier)
+    trained(classifier, train, val, epochs=1)
+    assert sizes[:2] == [16, 16]
+    assert max(sizes[2:]) == 3  # validation, where nothing depends on the batch
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
