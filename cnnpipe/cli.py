@@ -4,6 +4,7 @@ What a command needs is imported by its function, so that `cnnpipe --help` answe
 """
 
 import argparse
+import gc
 import importlib
 import json
 import os
@@ -50,6 +51,7 @@ def main() -> None:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    gc.freeze()  # or the interpreter would look through all modules once more, for up to 0.8 s
     sys.exit(code)
 
 
@@ -103,7 +105,12 @@ def _stage(name: str) -> int:
     from cnnpipe.params import load
 
     params = load(PARAMS)  # before the stage's own imports, which may take seconds
-    importlib.import_module(f"cnnpipe.stages.{name}").run(params)
+    # What is imported is no garbage: to look through it again and again takes 0.6 s of 3.5.
+    gc.disable()
+    stage = importlib.import_module(f"cnnpipe.stages.{name}")
+    gc.freeze()
+    gc.enable()
+    stage.run(params)
     return 0
 
 

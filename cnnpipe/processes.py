@@ -49,7 +49,6 @@ def process_pool(
         try:
             pool.submit(int)  # starts them
         finally:
-            gc.unfreeze()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
         yield pool
     except BrokenProcessPool:
