@@ -29,6 +29,7 @@ from cnnpipe.training.loop import (
     choose_device,
     choose_residency,
     fit,
+    has_batch_norm,
     keep_freed_memory,
     normalisation_accuracies,
 )
@@ -57,13 +58,13 @@ def run(params: Params) -> None:
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
     device = choose_device(params.train.device)
-    keep_freed_memory()
     # Only these rows of the store are ever touched here.
     splits = {name: np.flatnonzero(table["split"] == name) for name in ("train", "val")}
     labels = pd.Categorical(table["label"], categories=class_names).codes.astype(np.int64)
 
     torch.manual_seed(params.base.seed)
     network = build(params.model, params.input_shape, len(class_names))
+    keep_freed_memory(whole_batches=has_batch_norm(network))
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean, std = channel_statistics(images, splits["train"])
     resize = params.resize

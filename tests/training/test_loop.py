@@ -90,9 +90,9 @@ def test_the_network_overfits_one_batch(make_classifier: Any, architecture: str,
 
 
 @pytest.fixture
-def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Feature maps of three 8 x 8 images fit, those of four do not."""
-    monkeypatch.setattr(loop, "_CACHED_BYTES", 3 * 10 * 6 * 6 * 4)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feature maps of seven 8 x 8 images fit, so that there are parts of four."""
+    monkeypatch.setattr(loop, "_PART_BYTES", 7 * 10 * 6 * 6 * 4)
 
 
 def batch_sizes(classifier: Classifier) -> list[int]:
@@ -115,9 +115,9 @@ def test_a_batch_in_parts_trains_as_the_whole(
 
     whole, expected, sizes = run()
     assert sizes[:2] == [16, 16]
-    request.getfixturevalue("small_cache")
+    request.getfixturevalue("small_parts")
     parts, found, sizes = run()
-    assert sizes[:6] == [3, 3, 3, 3, 3, 1]
+    assert sizes[:4] == [4, 4, 4, 4]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     for one, other in zip(whole, parts, strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
@@ -126,14 +126,14 @@ def test_a_batch_in_parts_trains_as_the_whole(
 
 
 def test_batch_normalisation_is_never_trained_in_parts(
-    make_classifier: Any, small_cache: None
+    make_classifier: Any, small_parts: None
 ) -> None:
     train, val = halves()
     classifier = make_classifier(batch_norm=True)
     sizes = batch_sizes(classifier)
     trained(classifier, train, val, epochs=1)
     assert sizes[:2] == [16, 16]
-    assert max(sizes[2:]) == 3  # validation, where nothing depends on the batch
+    assert max(sizes[2:]) == 4  # validation, where nothing depends on the batch
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
