@@ -240,11 +240,12 @@ def keep_freed_memory(whole_batches: bool = False) -> None:
             is kept then lies in pieces, and may take up to half as much again.
     """
     if sys.platform == "linux":
-        m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4  # malloc.h
+        m_trim_threshold, m_mmap_threshold, m_mmap_max, m_arena_max = -1, -3, -4, -8  # malloc.h
         with suppress(OSError, AttributeError):
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(m_trim_threshold, 2**31 - 1 if whole_batches else 512 << 20)
             libc.mallopt(m_mmap_threshold, 32 << 20)  # the most that it takes
+            libc.mallopt(m_arena_max, 1)  # the batches' reader would keep as much for itself
             if whole_batches:
                 libc.mallopt(m_mmap_max, 0)
 
