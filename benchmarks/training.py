@@ -28,8 +28,8 @@ from benchmarks.harness import (
     workspace,
 )
 
-ARTICLE = RESIDUAL = 512
-"""Images to train on: four batches of 128, or 16 of 32."""
+ARTICLE, RESIDUAL = 384, 512
+"""Images to train on: three batches of 128, or 16 of 32."""
 SETTINGS: dict[str, dict[str, object]] = {"article": {}}
 for _name, _settings in {
     "residual": {"train__augment": "flip"},
