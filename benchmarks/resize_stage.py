@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.harness import CNNPIPE, command, faster, in_turn, photos, report, workspace
 
-COUNT = 5_000
+COUNT = 10_000
 
 
 def main() -> None:

@@ -164,7 +164,8 @@ def cnnpipe(place: Path) -> tuple[Callable[[], object], Callable[[], object]]:
     images, table = open_images(place / "data/resized")
     labels = (table["label"] == "dog").to_numpy().astype(np.int64)
     size, batch_size = params.resize.size, params.train.batch_size
-    rows = np.arange(ARTICLE if params.model.architecture == "article" else RESIDUAL)
+    # Of the article's network the photos come several times: an epoch is to be more than 3 steps.
+    rows = np.arange(1024) % ARTICLE if batch_size == 128 else np.arange(RESIDUAL)
     network = build(params.model, params.input_shape, 2).to(memory_format=torch.channels_last)
     keep_freed_memory(whole_batches=has_batch_norm(network))
     prepared = Preparation(size, "stretch", "rgb", (124.0, 116.0, 106.0), (64.0, 62.0, 63.0))
@@ -228,6 +229,7 @@ def main() -> None:
             ]
             loop, bare = cnnpipe(place)
             same = in_turn({"loop": loop, "bare": bare}, rounds=4)
+            what = what if architecture != "article" else "article, an epoch of 1,024 images"
             rows.append(faster(what, "bare step", same["bare"], same["loop"], "s", 0.95))
     report("training", rows, ["torch", "numpy", "pillow"])
 

@@ -26,10 +26,10 @@ from cnnpipe.params import Params, Resize
 from cnnpipe.processes import num_cores, process_pool
 from cnnpipe.workspace import whole_folder
 
-# Large enough for few files, small enough that the cores share the work evenly.
+# Large enough for few files.
 _SHARD_BYTES = 64 << 20
-# Small data sets are cut into about so many, so that the cores finish together.
-_MIN_SHARDS = 16
+# Their number is a multiple of this, so that up to so many cores finish together.
+_CORES = 16
 
 
 def run(params: Params) -> None:
@@ -76,7 +76,8 @@ def run(params: Params) -> None:
 def _shards(files: list[RawImage], shape: tuple[int, int, int]) -> list[list[RawImage]]:
     """The files in runs of equal length; it depends on nothing but their number and size."""
     fitting = max(1, _SHARD_BYTES // int(np.prod(shape)))
-    length = min(fitting, -(-len(files) // _MIN_SHARDS))
+    turns = -(-len(files) // (fitting * _CORES))
+    length = -(-len(files) // (turns * _CORES))
     return [files[i : i + length] for i in range(0, len(files), length)]
 
 
