@@ -120,7 +120,7 @@ def command(arguments: Sequence[str], folder: Path) -> Callable[[], None]:
 
 
 def alone(module: str, *arguments: str) -> Callable[[], float]:
-    """A case that `python -m MODULE ARGUMENTS` measures in a process of its own, printing seconds.
+    """A case that `python -m MODULE ARGUMENTS` measures in a process of its own, printing a number.
 
     So that no library's threads and no setting of the allocator have a say in another's figures.
     """

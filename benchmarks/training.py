@@ -29,7 +29,7 @@ from benchmarks.harness import (
 )
 
 ARTICLE, RESIDUAL = 384, 512
-"""Images to train on: three batches of 128, or 16 of 32."""
+"""Photos to train on: three batches of 128, or 16 of 32."""
 SETTINGS: dict[str, dict[str, object]] = {"article": {}}
 for _name, _settings in {
     "residual": {"train__augment": "flip"},
@@ -146,8 +146,11 @@ def plain(architecture: str) -> float:
     return seconds_an_epoch(epoch)
 
 
-def cnnpipe(place: Path) -> tuple[Callable[[], object], Callable[[], object]]:
-    """An epoch of the pipeline's own loop, and of its bare step on a batch that is in memory."""
+def cnnpipe(place: Path) -> tuple[int, Callable[[], object], Callable[[], object]]:
+    """The images of an epoch; one of the pipeline's own loop; one of its bare step.
+
+    The bare step has a batch that is in memory already.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -190,15 +193,21 @@ def cnnpipe(place: Path) -> tuple[Callable[[], object], Callable[[], object]]:
     def loop() -> None:
         fit(classifier, train, val, settings, None, 0, device, lambda _: None)
 
-    return loop, bare
+    return len(rows), loop, bare
 
 
 def measure(case: str, architecture: str, folder: str) -> float:
-    """The seconds of an epoch of one case."""
+    """Milliseconds an image of one case."""
     os.chdir(folder)
+    count = ARTICLE if architecture == "article" else RESIDUAL
     if case == "keras":
-        return keras()
-    return plain(architecture) if case == "plain" else seconds_an_epoch(cnnpipe(Path())[0])
+        seconds = keras()
+    elif case == "plain":
+        seconds = plain(architecture)
+    else:
+        count, loop, _ = cnnpipe(Path())
+        seconds = seconds_an_epoch(loop)
+    return seconds / count * 1e3
 
 
 def main() -> None:
@@ -214,23 +223,25 @@ def main() -> None:
             peers = {"plain": "plain PyTorch"}
             if architecture == "article" and needs("tensorflow-cpu"):
                 peers["keras"] = "Keras on TensorFlow"
-            seconds = medians(
+            taken = medians(
                 {
                     name: alone("benchmarks.training", name, architecture, str(place))
                     for name in ("cnnpipe", *peers)
                 },
-                rounds=2,
+                rounds=3,
             )
-            what = f"{architecture}, an epoch of {count} images"
             wanted = {"plain": 2.5 if architecture == "article" else 2, "keras": 1.5}
+            what = f"{architecture}, training an image"
             rows += [
-                faster(what, peer, seconds[name], seconds["cnnpipe"], "s", wanted[name])
+                faster(what, peer, taken[name], taken["cnnpipe"], "ms", wanted[name])
                 for name, peer in peers.items()
             ]
-            loop, bare = cnnpipe(place)
-            same = in_turn({"loop": loop, "bare": bare}, rounds=4)
-            what = what if architecture != "article" else "article, an epoch of 1,024 images"
-            rows.append(faster(what, "bare step", same["bare"], same["loop"], "s", 0.95))
+            num_images, loop, bare = cnnpipe(place)
+            same = {
+                name: seconds / num_images * 1e3
+                for name, seconds in in_turn({"loop": loop, "bare": bare}, rounds=4).items()
+            }
+            rows.append(faster(what, "bare step", same["bare"], same["loop"], "ms", 0.95))
     report("training", rows, ["torch", "numpy", "pillow"])
 
 
