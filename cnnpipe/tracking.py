@@ -51,19 +51,32 @@ MODEL_NAME = "cnnpipe"
 class Run:
     """An MLflow run that is being written to."""
 
-    def __init__(self, run: mlflow.ActiveRun) -> None:
+    def __init__(self, run: mlflow.ActiveRun, resumed: bool = False) -> None:
         self.id: str = run.info.run_id
         self.experiment_id: str = run.info.experiment_id
         self._warned = False
+        self._steps: dict[str, set[int]] | None = {} if resumed else None
+        """Of a resumed run, the steps at which each metric is there already."""
 
     def log_params(self, params: dict[str, Any]) -> None:
         """Parameters, by their dotted names."""
         self._attempt(lambda: mlflow.log_params(params))
 
     def log_metrics(self, metrics: dict[str, float | None], step: int | None = None) -> None:
-        """Metrics, at an epoch or once; those that are not defined (None) are left out."""
-        defined = {key: value for key, value in metrics.items() if value is not None}
-        self._attempt(lambda: mlflow.log_metrics(defined, step=step))
+        """Metrics, at an epoch or once; those that are not defined (None) are left out.
+
+        So are those that a resumed run has: MLflow would keep a second point beside the first.
+        """
+
+        def log() -> None:
+            defined = {
+                key: value
+                for key, value in metrics.items()
+                if value is not None and (step or 0) not in self._logged_steps(key)
+            }
+            mlflow.log_metrics(defined, step=step)
+
+        self._attempt(log)
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """A picture, under that path of the run's artifacts."""
@@ -115,6 +128,14 @@ class Run:
         """
         self._attempt(lambda: _register(self.id, Path(path), class_names))
 
+    def _logged_steps(self, key: str) -> set[int]:
+        if self._steps is None:
+            return set()
+        if key not in self._steps:
+            points = mlflow.MlflowClient().get_metric_history(self.id, key)
+            self._steps[key] = {point.step for point in points}
+        return self._steps[key]
+
     def _attempt(self, log: Callable[[], object]) -> None:
         try:
             # An exception in the middle of a transaction would leave the store locked.
@@ -128,15 +149,25 @@ class Run:
 
 
 @contextmanager
-def start_run(name: str, tags: dict[str, str]) -> Iterator[Run]:
+def start_run(name: str, tags: dict[str, str], run_id: str = "") -> Iterator[Run]:
     """A new run, named after the DVC experiment where there is one, else as told.
 
     It ends FINISHED, or KILLED where the block was interrupted, or FAILED.
+
+    Args:
+        name: of the run.
+        tags: of the run, besides those that say what made it.
+        run_id: of the run to go on with, where this tracker still has it.
 
     Raises:
         RunFailed: the tracker cannot be reached.
     """
     experiment_id = _connect()
+    if run_id and _active_run_id(mlflow.MlflowClient(), run_id):
+        active = mlflow.start_run(run_id=run_id, log_system_metrics=True)
+        with _ending(active, resumed=True) as run:
+            yield run
+        return
     active = mlflow.start_run(
         experiment_id=experiment_id,
         run_name=os.environ.get("DVC_EXP_NAME", name),
@@ -268,10 +299,10 @@ def _lock() -> Iterator[None]:
 
 
 @contextmanager
-def _ending(active: mlflow.ActiveRun) -> Iterator[Run]:
+def _ending(active: mlflow.ActiveRun, resumed: bool = False) -> Iterator[Run]:
     status = RunStatus.FAILED
     try:
-        yield Run(active)
+        yield Run(active, resumed)
         status = RunStatus.FINISHED
     except KeyboardInterrupt:
         status = RunStatus.KILLED

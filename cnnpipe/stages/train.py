@@ -3,6 +3,7 @@
 It never opens a test image: only the rows of the training and validation splits are read.
 """
 
+import hashlib
 import json
 from dataclasses import asdict
 from datetime import datetime
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+import cnnpipe
 from cnnpipe import tracking
 from cnnpipe.data import manifest
 from cnnpipe.data.store import Images, open_images
@@ -24,6 +26,7 @@ from cnnpipe.network.model import build
 from cnnpipe.network.summary import Summary, summarize
 from cnnpipe.params import Params
 from cnnpipe.training.batches import Batches, channel_statistics
+from cnnpipe.training.checkpoint import open_checkpoints
 from cnnpipe.training.loop import (
     Epoch,
     choose_device,
@@ -77,10 +80,19 @@ def run(params: Params) -> None:
     )
     architecture = params.model.architecture
     data_hash = tracking.digest("data/resized/manifest.csv", "data/split.csv")
-    with tracking.start_run(
-        f"{architecture} {datetime.now():%Y-%m-%d %H:%M:%S}",
-        {"data_hash": data_hash, **_hardware_tags(device)},
-    ) as tracked:
+    with (
+        open_checkpoints(_fingerprint(params, data_hash)) as checkpoints,
+        tracking.start_run(
+            f"{architecture} {datetime.now():%Y-%m-%d %H:%M:%S}",
+            {"data_hash": data_hash, **_hardware_tags(device)},
+            checkpoints.run_id,
+        ) as tracked,
+    ):
+        checkpoints.run_id = tracked.id
+        num_resumed = 0
+        if at := checkpoints.state:
+            num_resumed = at["epoch"] - 1
+            print(f"goes on after epoch {num_resumed}, step {at['step']}", flush=True)
         classifier = Classifier(network, params.model, preparation, tuple(class_names), tracked.id)
         _log_start(tracked, params, summary, table, data_hash, images, splits)
         history: list[Epoch] = []
@@ -88,20 +100,21 @@ def run(params: Params) -> None:
         def on_epoch(epoch: Epoch) -> None:
             history.append(epoch)
             _write_history(history)
-            print(
-                f"epoch {epoch.epoch}/{params.train.epochs}: "
-                f"train loss {epoch.train_loss:.4f} accuracy {epoch.train_accuracy:.4f}, "
-                f"val loss {epoch.val_loss:.4f} accuracy {epoch.val_accuracy:.4f}, "
-                f"{epoch.seconds:.1f} s",
-                flush=True,
-            )
+            if epoch.epoch > num_resumed:
+                print(
+                    f"epoch {epoch.epoch}/{params.train.epochs}: "
+                    f"train loss {epoch.train_loss:.4f} accuracy {epoch.train_accuracy:.4f}, "
+                    f"val loss {epoch.val_loss:.4f} accuracy {epoch.val_accuracy:.4f}, "
+                    f"{epoch.seconds:.1f} s",
+                    flush=True,
+                )
             tracked.log_metrics(_epoch_metrics(epoch), step=epoch.epoch)
 
         weights = _class_weights(params.train.class_weights, train.labels, len(class_names))
         fit(
             classifier, train, val, params.train,
             None if weights is None else weights.to(device),
-            params.base.seed, device, on_epoch,
+            params.base.seed, device, on_epoch, checkpoints,
         )  # fmt: skip
         best = max(history, key=lambda epoch: epoch.score)
         tracked.warn(
@@ -122,6 +135,16 @@ def run(params: Params) -> None:
         tracked.log_figure(curves, "train/curves.png")
         tracked.log_file(HISTORY, "train")
     print(f"kept epoch {best.epoch}: val accuracy {best.val_accuracy:.4f}")
+
+
+def _fingerprint(params: Params, data_hash: str) -> str:
+    """16 hexadecimal digits that change with all that the training's result depends on."""
+    resize = params.resize.model_dump(include={"size", "mode", "color"})
+    sections = [params.base.model_dump(), resize, params.model.model_dump(),
+                params.train.model_dump()]  # fmt: skip
+    code = tracking.digest(*sorted(Path(cnnpipe.__file__).parent.rglob("*.py")))
+    text = json.dumps([sections, data_hash, code, torch.__version__])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _hardware_tags(device: torch.device) -> dict[str, str]:

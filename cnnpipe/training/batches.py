@@ -52,11 +52,18 @@ class Batches:
 
     def in_order(self) -> Iterator[Batch]:
         """All images once, in the order of the rows."""
-        return self._batches(np.arange(len(self.rows)))
+        return self._batches(np.arange(len(self.rows)), 0)
 
-    def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
-        """All images once, in an order that depends on nothing but the seed and the epoch."""
-        return self._batches(np.random.default_rng([seed, epoch]).permutation(len(self.rows)))
+    def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """All images once, in an order that depends on nothing but the seed and the epoch.
+
+        Args:
+            seed: of all epochs.
+            epoch: which.
+            start: the batch to begin with; those before it are not read.
+        """
+        order = np.random.default_rng([seed, epoch]).permutation(len(self.rows))
+        return self._batches(order, start)
 
     @property
     def num_steps(self) -> int:
@@ -73,8 +80,8 @@ class Batches:
             cuts[-2:] = [slice(cuts[-2].start, total)]
         return cuts
 
-    def _batches(self, order: np.ndarray) -> Iterator[Batch]:
-        parts = [order[cut] for cut in self._cuts(len(order))]
+    def _batches(self, order: np.ndarray, start: int) -> Iterator[Batch]:
+        parts = [order[cut] for cut in self._cuts(len(order))[start:]]
         batches = self._chosen(parts) if self.resident else self._streamed(parts)
         for images, labels in batches:
             yield images.permute(0, 3, 1, 2), labels  # (N, H, W, C) -> (N, C, H, W), no copy
@@ -94,6 +101,8 @@ class Batches:
 
     def _chosen(self, parts: list[np.ndarray]) -> Iterator[Batch]:
         images, labels = self._whole
+        if not parts:
+            return
         # One copy for the epoch, so that no step waits for one.
         order = torch.from_numpy(np.concatenate(parts)).to(self.device)
         for positions in torch.split(order, [len(part) for part in parts]):

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -24,10 +24,14 @@ from cnnpipe.network.geometry import shapes
 from cnnpipe.params import Train
 from cnnpipe.training.augment import augment
 from cnnpipe.training.batches import Batches
+from cnnpipe.training.checkpoint import Checkpoints
+from cnnpipe.workspace import signals_held
 
 _PART_BYTES = 32 << 20
 """Of the largest feature map of the images that a CPU computes at a time: as much as glibc can be
 told to keep without keeping everything, and as the last cache of a server holds."""
+
+_SAVED_EVERY_S = 30
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,32 @@ class Epoch:
         return self.val_accuracy, -self.val_loss
 
 
+@dataclass
+class Progress:
+    """Where a training stands, between two steps."""
+
+    epoch: int = 1
+    """The one that is being trained."""
+    step: int = 0
+    """The steps of it that are done."""
+    sums: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+    """Of the losses and the hits in these."""
+    seconds: float = 0.0
+    """That these took."""
+    history: list[Epoch] = field(default_factory=list)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def best(self) -> Epoch | None:
+        """The epoch that is to be kept, so far."""
+        return max(self.history, key=lambda epoch: epoch.score, default=None)
+
+    def is_over(self, settings: Train) -> bool:
+        """Whether all epochs are trained, or patience has ended."""
+        waited = self.epoch - 1 - self.best.epoch if self.best else 0
+        return self.epoch > settings.epochs or 0 < (settings.patience or 0) <= waited
+
+
 def fit(
     classifier: Classifier,
     train: Batches,
@@ -61,6 +91,7 @@ def fit(
     seed: int,
     device: torch.device,
     on_epoch: Callable[[Epoch], None],
+    checkpoints: Checkpoints | None = None,
 ) -> list[Epoch]:
     """Trains the classifier's network in place; it ends with the weights of its best epoch.
 
@@ -72,7 +103,9 @@ def fit(
         class_weights: (classes,) float32 on the device, or None.
         seed: base.seed.
         device: where the network is.
-        on_epoch: called with each epoch as it ends.
+        on_epoch: called with each epoch as it ends; with those before a resumption, first.
+        checkpoints: where it goes on from, and where it leaves its own: at every epoch's end, every
+            half a minute, and when it is interrupted.
 
     Raises:
         RunFailed: the loss is not finite, or the network cannot be compiled here.
@@ -83,62 +116,142 @@ def fit(
     total_steps = settings.epochs * train.num_steps
     whole_batches = has_batch_norm(network)  # its statistics are a batch's, never a part's
     part_size = sys.maxsize if whole_batches else part_of_batch(classifier, device)
-    history: list[Epoch] = []
-    best: Epoch | None = None
-    best_weights: dict[str, Tensor] = {}
-    with tqdm(total=total_steps, desc="training", unit="step", disable=None) as progress:
-        for epoch in range(1, settings.epochs + 1):
-            started = time.perf_counter()
-            network.train()
-            # Summed on the device and read once an epoch: reading waits for the device.
-            sums = torch.zeros(2, device=device, dtype=torch.float64)
-            rate = 0.0
-            for step, (images, labels) in enumerate(train.shuffled(seed, epoch)):
-                rate = learning_rate(settings, (epoch - 1) * train.num_steps + step, total_steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                torch.manual_seed(step_seed(seed, epoch, step))
-                optimizer.zero_grad(set_to_none=True)
-                # The mean over the batch, weighted: the sum of its parts' sums by this.
-                total = len(labels) if class_weights is None else class_weights[labels].sum()
-                loss, hits = torch.zeros(2, device=device, dtype=torch.float64)
-                for part, targets in zip(
-                    torch.split(images, part_size), torch.split(labels, part_size), strict=True
-                ):
-                    inputs = augment(part, settings.augment, settings.crop_size)
-                    with autocast(settings, device):
-                        logits = class_logits(classifier.preparation.normalise(inputs))
-                    part_loss = F.cross_entropy(
-                        logits, targets, class_weights, reduction="sum",
-                        label_smoothing=settings.label_smoothing,
-                    ) / total  # fmt: skip
-                    part_loss.backward()  # type: ignore[no-untyped-call]
-                    loss += part_loss.detach()
-                    hits += (logits.detach().argmax(1) == targets).sum()
-                if device.type == "cpu":  # elsewhere reading the loss would wait for the device
-                    _check_finite(loss.item(), epoch, step, rate)
-                optimizer.step()
-                sums += torch.stack([loss * len(labels), hits])
-                progress.update()
-            train_loss, train_accuracy = (sums / len(train.rows)).tolist()
-            _check_finite(train_loss, epoch, train.num_steps - 1, rate)
-            val_loss, val_accuracy = judge(classifier, val)
-            # The last step's loss is from before it, and cannot show what it ruined.
-            _check_finite(val_loss, epoch, train.num_steps - 1, rate)
-            row = Epoch(
-                epoch, train_loss, train_accuracy, val_loss, val_accuracy, rate,
-                time.perf_counter() - started,
-            )  # fmt: skip
-            history.append(row)
-            progress.set_postfix_str(f"val accuracy {val_accuracy:.3f}")
-            if best is None or row.score > best.score:
-                best, best_weights = row, copy.deepcopy(network.state_dict())
-            on_epoch(row)
-            if settings.patience and epoch - best.epoch >= settings.patience:
-                break
-    network.load_state_dict(best_weights)
+    progress = _resumed(checkpoints, network, optimizer)
+    done = (progress.epoch - 1) * train.num_steps + progress.step
+    for row in progress.history:
+        on_epoch(row)
+
+    def save() -> None:
+        if checkpoints is not None:
+            _save(checkpoints, network, optimizer, progress)
+
+    def take_step(images: Tensor, labels: Tensor) -> Tensor:
+        """Its loss, summed over the images, and its hits: (2,) float64 on the device."""
+        epoch, step = progress.epoch, progress.step
+        rate = learning_rate(settings, (epoch - 1) * train.num_steps + step, total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(step_seed(seed, epoch, step))
+        optimizer.zero_grad(set_to_none=True)
+        # The mean over the batch, weighted: the sum of its parts' sums by this.
+        total = len(labels) if class_weights is None else class_weights[labels].sum()
+        loss, hits = torch.zeros(2, device=device, dtype=torch.float64)
+        for part, targets in zip(
+            torch.split(images, part_size), torch.split(labels, part_size), strict=True
+        ):
+            inputs = augment(part, settings.augment, settings.crop_size)
+            with autocast(settings, device):
+                logits = class_logits(classifier.preparation.normalise(inputs))
+            part_loss = F.cross_entropy(
+                logits, targets, class_weights, reduction="sum",
+                label_smoothing=settings.label_smoothing,
+            ) / total  # fmt: skip
+            part_loss.backward()  # type: ignore[no-untyped-call]
+            loss += part_loss.detach()
+            hits += (logits.detach().argmax(1) == targets).sum()
+        if device.type == "cpu":  # elsewhere reading the loss would wait for the device
+            _check_finite(loss.item(), epoch, step, rate)
+        optimizer.step()
+        return torch.stack([loss * len(labels), hits])
+
+    def train_epoch() -> None:
+        started = time.perf_counter() - progress.seconds
+        saved = time.monotonic()
+        network.train()
+        # Summed on the device and read once an epoch: reading waits for the device.
+        progress.sums = progress.sums.to(device)
+        for images, labels in train.shuffled(seed, progress.epoch, progress.step):
+            with signals_held():  # a step is taken and counted, or neither
+                progress.sums += take_step(images, labels)
+                progress.step += 1
+                progress.seconds = time.perf_counter() - started
+                if time.monotonic() - saved >= _SAVED_EVERY_S:
+                    save()
+                    saved = time.monotonic()
+            bar.update()
+        rate = learning_rate(settings, progress.epoch * train.num_steps - 1, total_steps)
+        train_loss, train_accuracy = (progress.sums / len(train.rows)).tolist()
+        _check_finite(train_loss, progress.epoch, train.num_steps - 1, rate)
+        val_loss, val_accuracy = judge(classifier, val)
+        # The last step's loss is from before it, and cannot show what it ruined.
+        _check_finite(val_loss, progress.epoch, train.num_steps - 1, rate)
+        row = Epoch(
+            progress.epoch, train_loss, train_accuracy, val_loss, val_accuracy, rate,
+            time.perf_counter() - started,
+        )  # fmt: skip
+        with signals_held():
+            if progress.best is None or row.score > progress.best.score:
+                progress.best_weights = copy.deepcopy(network.state_dict())
+            progress.history.append(row)
+            progress.epoch, progress.step, progress.seconds = progress.epoch + 1, 0, 0.0
+            progress.sums = torch.zeros_like(progress.sums)
+            save()
+        bar.set_postfix_str(f"val accuracy {val_accuracy:.3f}")
+        on_epoch(row)
+
+    with tqdm(total=total_steps, initial=done, desc="training", unit="step", disable=None) as bar:
+        try:
+            save()  # so that from now on it is known whose run this is
+            while not progress.is_over(settings):
+                train_epoch()
+        except KeyboardInterrupt:
+            save()
+            raise
+    network.load_state_dict(progress.best_weights)
     network.eval()
-    return history
+    return progress.history
+
+
+def _save(
+    checkpoints: Checkpoints, network: nn.Module, optimizer: torch.optim.Optimizer, at: Progress
+) -> None:
+    """A checkpoint of all that `_resumed` needs."""
+    tensors = {f"network/{name}": value for name, value in network.state_dict().items()}
+    tensors |= {f"best/{name}": value for name, value in at.best_weights.items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{name}": value for name, value in values.items()}
+    state = {
+        **vars(at),
+        "sums": at.sums.tolist(),
+        "history": [asdict(epoch) for epoch in at.history],
+    }
+    del state["best_weights"]
+    # Copies, since weights may share memory, and in the one layout that the file format has.
+    checkpoints.save({name: value.cpu().contiguous().clone() for name, value in tensors.items()},
+                     state)  # fmt: skip
+
+
+def _resumed(
+    checkpoints: Checkpoints | None, network: nn.Module, optimizer: torch.optim.Optimizer
+) -> Progress:
+    """Where the last checkpoint was; network and optimizer are as they were then."""
+    if checkpoints is None or not checkpoints.tensors:
+        return Progress()
+    groups: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "optimizer": {}}
+    for name, value in checkpoints.tensors.items():
+        kind, _, rest = name.partition("/")
+        groups[kind][rest] = value
+    network.load_state_dict(groups["network"])
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in groups["optimizer"].items():
+        index, _, name = key.partition("/")
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:  # in its layout, as the fused optimizers have them
+            value = torch.empty_like(parameter).copy_(value)
+        moments.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(
+        {"state": moments, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+    state = checkpoints.state
+    return Progress(
+        **{
+            **state,
+            "sums": torch.tensor(state["sums"], dtype=torch.float64),
+            "history": [Epoch(**row) for row in state["history"]],
+            "best_weights": groups["best"],
+        }
+    )
 
 
 def judge(classifier: Classifier, batches: Batches) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from cnnpipe import tracking
@@ -26,6 +27,8 @@ def workspace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A copy of the finished pipeline to change at will."""
     shutil.copytree(finished, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
+    # MLflow puts there what it was told last: the original's.
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     # The experiment in the copied database keeps the original's artifact folder.
     return tmp_path / "copy"
 
@@ -167,6 +170,43 @@ def test_evaluate_again_uses_the_same_run_and_registers_no_second_version(
     mlflow.set_tracking_uri(tracking.local_store())
     client = mlflow.MlflowClient()
     assert len(client.search_model_versions("name = 'cnnpipe'")) == 1
+
+
+def test_an_interrupted_training_goes_on_in_the_same_run_and_no_point_is_doubled(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = load("params.yaml")
+    # So that it is not the training that the workspace was copied with.
+    params = params.model_copy(update={"base": params.base.model_copy(update={"seed": 7})})
+    train.run(params)
+    expected = pd.read_csv("reports/train/history.csv").drop(columns="seconds")
+    uninterrupted = Classifier.load("models/model.safetensors").network.state_dict()
+    client = mlflow.MlflowClient(tracking.local_store())
+
+    write_history = train._write_history
+
+    def interrupted(history: list[object]) -> None:
+        write_history(history)
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_write_history", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(params)
+    runs = client.search_runs([json.loads(Path("models/run.json").read_text())["experiment_id"]])
+    run_id = runs[0].info.run_id
+    assert runs[0].info.status == "KILLED"
+    monkeypatch.setattr(train, "_write_history", write_history)
+    train.run(params)
+    assert json.loads(Path("models/run.json").read_text())["run_id"] == run_id
+    assert client.get_run(run_id).info.status == "FINISHED"
+    history = pd.read_csv("reports/train/history.csv").drop(columns="seconds")
+    pd.testing.assert_frame_equal(history, expected, check_exact=True)
+    resumed = Classifier.load("models/model.safetensors").network.state_dict()
+    assert all(torch.equal(resumed[name], value) for name, value in uninterrupted.items())
+    for key, steps in (("val/loss", history["epoch"].tolist()), ("model/parameters", [0])):
+        assert [point.step for point in client.get_metric_history(run_id, key)] == steps
+    assert list(Path(".cnnpipe/checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize("fate", ["deleted", "missing"])

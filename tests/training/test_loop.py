@@ -18,6 +18,7 @@ from cnnpipe.network.classifier import Classifier
 from cnnpipe.params import Train
 from cnnpipe.training import loop
 from cnnpipe.training.batches import Batches
+from cnnpipe.training.checkpoint import Checkpoints
 from cnnpipe.training.loop import (
     Epoch,
     choose_device,
@@ -209,6 +210,75 @@ def test_judge_is_the_cross_entropy_and_the_accuracy(make_classifier: Any) -> No
     loss, accuracy = judge(classifier, val)
     assert loss == pytest.approx(-np.log(right).mean(), rel=1e-6)
     assert accuracy == np.mean(right > 0.5)
+
+
+class Killed(BaseException):
+    """As if by SIGKILL: nothing is done any more."""
+
+
+@pytest.mark.parametrize(
+    ("architecture", "optimizer", "end"),
+    [
+        ("article", "adam", KeyboardInterrupt),
+        ("residual", "adamw", Killed),
+        ("deep", "sgd", Killed),
+    ],
+)
+def test_a_training_that_was_stopped_goes_on_to_the_same_weights_and_history(
+    make_classifier: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    optimizer: str,
+    end: type[BaseException],
+) -> None:
+    monkeypatch.setattr(loop, "_SAVED_EVERY_S", 0)  # after every step
+    settings = Train.model_validate(
+        {"epochs": 3, "optimizer": optimizer, "augment": "photo", "schedule": "one-cycle"}
+    )
+
+    def run(stop_at: int | None, checkpoints: Checkpoints | None) -> tuple[list[Epoch], Tensor]:
+        train, val = halves(noise=120)
+        classifier = make_classifier(architecture=architecture, dropout=0.3)
+        calls = 0
+
+        def count(*_: object) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == stop_at:
+                raise end
+
+        classifier.network.register_forward_pre_hook(count)
+        history = fit(classifier, train, val, settings, None, 7, CPU, told.append, checkpoints)
+        return without_seconds(history), weights(classifier)
+
+    told: list[Epoch] = []
+    expected, expected_weights = run(None, None)
+    # Two steps and one call to validate an epoch: stopped in steps and in validations.
+    for stop_at in (1, 2, 3, 5, 9):
+        folder = tmp_path / str(stop_at)
+        with pytest.raises(end):
+            run(stop_at, Checkpoints(folder))
+        if stop_at % 2:  # and once more
+            with pytest.raises(end):
+                run(1, Checkpoints(folder))
+        told.clear()
+        history, found = run(None, Checkpoints(folder))
+        assert history == expected
+        assert without_seconds(told) == expected
+        assert torch.equal(found, expected_weights)
+
+
+def test_patience_holds_across_a_resumption(make_classifier: Any, tmp_path: Path) -> None:
+    train, val = halves()
+    still = Train(epochs=9, patience=2, optimizer="sgd", learning_rate=1e-30)
+
+    def run() -> list[Epoch]:
+        checkpoints = Checkpoints(tmp_path)
+        return fit(make_classifier(), train, val, still, None, 0, CPU, lambda _: None, checkpoints)
+
+    assert len(run()) == 3
+    assert len(run()) == 3  # it was over: nothing is trained beyond
 
 
 def test_patience_stops_when_validation_no_longer_improves(make_classifier: Any) -> None:

@@ -1,0 +1,119 @@
+"""Checkpoints: what a training needs to go on where it stood, in files that are whole or not there.
+
+They lie in `.cnnpipe/checkpoints/FINGERPRINT/`, outside of what DVC removes before a rerun; the
+fingerprint is of all that the training depends on, so that none is resumed by another. A file's
+name ends with its checksum: a damaged one is told from a whole one, and the one before is taken.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from cnnpipe.errors import RunFailed
+from cnnpipe.workspace import repository_root, whole_file
+
+_KEPT = 2
+_STATE = "state"
+
+
+class Checkpoints:
+    """The checkpoints of one training."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run_id = ""
+        """The tracker's run, which a resumed training goes on with."""
+        self.tensors: dict[str, Tensor] = {}
+        """As last saved; empty where there is no checkpoint."""
+        self.state: dict[str, Any] = {}
+        """Likewise, of JSON's types."""
+        self._number = 0
+        self._load()
+
+    def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Writes a checkpoint, whole or not at all, and forgets those before the last."""
+        # As a tensor, so that one checksum is of all.
+        text = bytearray(json.dumps({**state, "run_id": self.run_id}).encode())
+        data = safetensors.torch.save(
+            {**tensors, _STATE: torch.frombuffer(text, dtype=torch.uint8)}
+        )
+        self._number += 1
+        name = f"{self._number:08d}.{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
+        with whole_file(self.folder / name) as part, part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # or, after a power cut, the name could be there alone
+        for path in self._files()[:-_KEPT]:
+            path.unlink()
+
+    def _load(self) -> None:
+        for path in reversed(self._files()):
+            self._number = max(self._number, int(path.name.split(".")[0]))
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest()[:32] != path.name.split(".")[1]:
+                print(
+                    f"warning: {path}: the checkpoint is damaged, the one before is taken",
+                    file=sys.stderr,
+                )
+                continue
+            self.tensors = safetensors.torch.load(data)
+            self.state = json.loads(self.tensors.pop(_STATE).numpy().tobytes())
+            self.run_id = self.state.pop("run_id")
+            return
+
+    def _files(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.folder.glob("[0-9]*.safetensors"))
+
+
+@contextmanager
+def open_checkpoints(fingerprint: str) -> Iterator[Checkpoints]:
+    """The checkpoints of a training, which has them for itself, and needs none once it ends well.
+
+    Args:
+        fingerprint: of all that the training depends on; a name of a folder.
+
+    Raises:
+        RunFailed: the same training is running already.
+    """
+    folder = repository_root() / ".cnnpipe" / "checkpoints" / fingerprint
+    descriptor = _lock(folder)
+    try:
+        yield Checkpoints(folder)
+        shutil.rmtree(folder)
+    finally:
+        os.close(descriptor)  # and so the lock
+
+
+def _lock(folder: Path) -> int:
+    """The descriptor of the folder's lock file, which is ours until it is closed."""
+    path = folder / "lock"
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 20).decode()
+            os.close(descriptor)
+            raise RunFailed(
+                f"the same training, of the same settings, data and code, is running already as "
+                f"process {holder}: wait for it, or stop it with `kill {holder}`"
+            ) from None
+        # The holder before may just have removed the file that was opened here.
+        if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+            os.truncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
+            return descriptor
+        os.close(descriptor)
