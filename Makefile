@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed
 PEERS := .venv/.peers
 BENCHMARKS := pixels resize_stage training startup whole memory
 
-.PHONY: help run test check bench up clean lock
+.PHONY: help run test check bench drill up clean lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -35,6 +35,9 @@ check: $(INSTALLED) ## format, lint, types, imports
 
 bench: $(PEERS) ## measure side by side with the peers, about 15 minutes; see benchmarks/README.md
 	@for name in $(BENCHMARKS); do python -m benchmarks.$$name; done
+
+drill: $(INSTALLED) ## kill trainings and see them go on, about 5 minutes
+	@python -m benchmarks.drills.resume
 
 up: $(INSTALLED) ## start the MLflow and Prefect servers; Ctrl-C stops both
 	@cnnpipe up

@@ -122,7 +122,8 @@ def fit(
         on_epoch(row)
 
     def save() -> None:
-        if checkpoints is not None:
+        # On a GPU the loss is looked at once an epoch; the last good checkpoint is to stay.
+        if checkpoints is not None and math.isfinite(progress.sums[0]):
             _save(checkpoints, network, optimizer, progress)
 
     def take_step(images: Tensor, labels: Tensor) -> Tensor:
@@ -216,9 +217,9 @@ def _save(
         "history": [asdict(epoch) for epoch in at.history],
     }
     del state["best_weights"]
-    # Copies, since weights may share memory, and in the one layout that the file format has.
-    checkpoints.save({name: value.cpu().contiguous().clone() for name, value in tensors.items()},
-                     state)  # fmt: skip
+    # In the one layout that the file format has.
+    whole = {name: value.contiguous() for name, value in tensors.items()}
+    checkpoints.save(whole, state)
 
 
 def _resumed(
