@@ -13,7 +13,7 @@ from PIL import Image
 
 from cnnpipe import tracking
 from cnnpipe.data.manifest import SPLIT_COLUMNS, read
-from cnnpipe.data.raw import open_raw
+from cnnpipe.data.raw import RawImage, open_raw
 from cnnpipe.data.store import open_images
 from cnnpipe.errors import UserError
 from cnnpipe.network.classifier import Classifier
@@ -57,6 +57,18 @@ def test_the_shards_are_the_same_whatever_the_number_of_workers(workspace: Path)
     one = settings.resize.model_copy(update={"workers": 1})
     resize.run(settings.model_copy(update={"resize": one}))
     assert {p.name: p.read_bytes() for p in Path("data/resized").iterdir()} == before
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 300, 4000])
+def test_shards_hold_every_file_in_order_and_are_many_enough_for_all_cores(count: int) -> None:
+    files = [RawImage(f"cat/{i}.jpg", "cat", "") for i in range(count)]
+    shards = resize._shards(files, (3, 300, 300))
+    assert [file for shard in shards for file in shard] == files
+    assert max(map(len, shards)) * 270_000 <= 64 << 20
+    assert len({len(shard) for shard in shards[:-1]}) <= 1
+    assert len(shards) >= min(count, 9)  # of 17 files there are nine times two
+    if count == 4000:
+        assert len(shards) == 32
 
 
 def test_test_images_are_predicted_once_each_and_nothing_else(finished: Path) -> None:
