@@ -230,7 +230,7 @@ def main() -> None:
                     name: alone("benchmarks.training", name, architecture, str(place))
                     for name in ("cnnpipe", *peers)
                 },
-                rounds=3,
+                rounds=2,
             )
             wanted = {"plain": 2.5 if architecture == "article" else 2, "keras": 1.5}
             what = f"{architecture}, training an image"
