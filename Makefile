@@ -33,7 +33,7 @@ check: $(INSTALLED) ## format, lint, types, imports
 	@mypy
 	@lint-imports
 
-bench: $(PEERS) ## measure side by side with the peers, about 15 minutes; see benchmarks/README.md
+bench: $(PEERS) ## measure side by side with the peers, about 13 minutes; see benchmarks/README.md
 	@for name in $(BENCHMARKS); do python -m benchmarks.$$name; done
 
 drill: $(INSTALLED) ## kill trainings and see them go on, about 5 minutes

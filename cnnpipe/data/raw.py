@@ -48,8 +48,8 @@ class RawImage:
     entry: Any = field(default=None, compare=False, repr=False)
     """Where it is in its archive, for `Raw.read`.
 
-    It travels with the work: of an index in which each forked process looked it up, each would soon
-    have a copy, since Python counts references inside the objects.
+    It travels with the image, so that no worker looks it up in the index: Python counts references
+    inside the objects, and each forked process would soon have a copy of all of them.
     """
 
 

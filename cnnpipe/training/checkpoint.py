@@ -2,7 +2,7 @@
 
 They lie in `.cnnpipe/checkpoints/FINGERPRINT/`, outside of what DVC removes before a rerun; the
 fingerprint is of all that the training depends on, so that none is resumed by another. A file's
-name ends with its checksum: a damaged one is told from a whole one, and the one before is taken.
+name has its checksum: a damaged one is told from a whole one, and the one before is taken.
 """
 
 import fcntl
@@ -63,9 +63,11 @@ class Checkpoints:
             data = path.read_bytes()
             if hashlib.sha256(data).hexdigest()[:32] != path.name.split(".")[1]:
                 print(
-                    f"warning: {path}: the checkpoint is damaged, the one before is taken",
+                    f"warning: {path}: the checkpoint is damaged and removed; the training goes on "
+                    "from the one before, or where there is none, begins anew",
                     file=sys.stderr,
                 )
+                path.unlink()  # or it would take the place of a whole one among the last
                 continue
             self.tensors = safetensors.torch.load(data)
             self.state = json.loads(self.tensors.pop(_STATE).numpy().tobytes())

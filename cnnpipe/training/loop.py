@@ -32,6 +32,7 @@ _PART_BYTES = 32 << 20
 told to keep without keeping everything, and as the last cache of a server holds."""
 
 _SAVED_EVERY_S = 30
+"""Within an epoch; at most so much is trained again after a kill."""
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,14 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(
     found = Checkpoints(tmp_path)
     assert found.state == {"step": 1}
     assert found.tensors["w"].tolist() == [1.0] * 8
-    assert capsys.readouterr().err == (
-        f"warning: {last}: the checkpoint is damaged, the one before is taken\n"
-    )
+    assert f"warning: {last}: the checkpoint is damaged and removed; " in capsys.readouterr().err
     found.save({}, {"step": 3})
-    assert Checkpoints(tmp_path).state == {"step": 3}  # the damaged one never comes up again
+    assert Checkpoints(tmp_path).state == {"step": 3}
+    assert len(files(tmp_path)) == 2  # both of them whole
+    files(tmp_path)[-1].write_bytes(b"")
+    assert Checkpoints(tmp_path).state == {"step": 1}
+    files(tmp_path)[-1].write_bytes(b"")
+    assert Checkpoints(tmp_path).state == {}
 
 
 def test_they_stay_where_the_training_fails_and_go_where_it_ends_well(repository: Path) -> None:
