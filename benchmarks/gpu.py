@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Row, faster, medians, report
+from cnnpipe.data.decode import MAX_PIXELS
 from cnnpipe.data.store import Images, Shard, shard_writer
 from cnnpipe.network import build
 from cnnpipe.network.classifier import Classifier, Preparation
@@ -147,7 +148,7 @@ def bare(job: Job, images: Images, precision: str) -> float:
 
 def _classifier(job: Job) -> Classifier:
     network = job.build().to(memory_format=torch.channels_last)
-    prepared = Preparation(job.size, "stretch", "rgb", (128.0,) * 3, (74.0,) * 3)
+    prepared = Preparation(job.size, "stretch", "rgb", (128.0,) * 3, (74.0,) * 3, MAX_PIXELS)
     return Classifier(network, NETWORKS[job.network], prepared, ("cat", "dog"))
 
 

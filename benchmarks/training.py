@@ -155,6 +155,7 @@ def cnnpipe(place: Path) -> tuple[int, Callable[[], object], Callable[[], object
     import torch
     import torch.nn.functional as F
 
+    from cnnpipe.data.decode import MAX_PIXELS
     from cnnpipe.data.store import open_images
     from cnnpipe.network import build
     from cnnpipe.network.classifier import Classifier, Preparation
@@ -173,7 +174,9 @@ def cnnpipe(place: Path) -> tuple[int, Callable[[], object], Callable[[], object
         rows = np.arange(1024) % ARTICLE
     network = build(params.model, params.input_shape, 2).to(memory_format=torch.channels_last)
     keep_freed_memory(whole_batches=has_batch_norm(network))
-    prepared = Preparation(size, "stretch", "rgb", (124.0, 116.0, 106.0), (64.0, 62.0, 63.0))
+    prepared = Preparation(
+        size, "stretch", "rgb", (124.0, 116.0, 106.0), (64.0, 62.0, 63.0), MAX_PIXELS
+    )
     classifier = Classifier(network, params.model, prepared, ("cat", "dog"))
     train = Batches(images, rows, labels[rows], batch_size, device)
     val = Batches(images, rows[:2], labels[:2], batch_size, device)

@@ -68,6 +68,8 @@ class Resize(Section):
     """Another aspect is stretched to the square, cut to it, or filled up with black."""
     color: Literal["rgb", "grey"] = "rgb"
     """Three channels or one."""
+    max_pixels: int = Field(100_000_000, ge=1, le=178_956_970)
+    """Height times width of an image file; larger ones are quarantined, not decoded."""
     workers: Literal["auto"] | PositiveInt = "auto"
     """Processes; auto is one a core. The result does not depend on it."""
 

@@ -14,6 +14,10 @@ from typing import Any
 from cnnpipe.errors import RunFailed
 
 
+class WorkerDied(RunFailed):
+    """A worker process ended before its work did."""
+
+
 def num_cores() -> int:
     """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -33,7 +37,7 @@ def process_pool(
         arguments: of `begin`.
 
     Raises:
-        RunFailed: a worker died.
+        WorkerDied: a worker did.
     """
     pool = ProcessPoolExecutor(
         num_workers, initializer=_begin, initargs=(os.getpid(), begin, arguments)
@@ -52,11 +56,24 @@ def process_pool(
             signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
         yield pool
     except BrokenProcessPool:
-        raise RunFailed(
+        raise WorkerDied(
             "a worker process died, perhaps for want of memory: try again with resize.workers=1"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def computing_limit(seconds: float) -> Iterator[None]:
+    """Ends this process, whatever it is doing, once the block has kept the processor for so long.
+
+    It is the system that ends it: native code that loops forever listens to nothing else.
+    """
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _begin(parent: int, begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:

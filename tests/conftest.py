@@ -43,7 +43,7 @@ def make_classifier() -> Callable[..., Any]:
     ) -> Classifier:
         model = Model(**{"kernel_size": 3, **settings})
         mean, std = ((120.0,), (70.0,)) if color == "grey" else ((120.5, 110, 100), (70.0, 65, 60))
-        preparation = Preparation(size, "stretch", color, mean, std)
+        preparation = Preparation(size, "stretch", color, mean, std, 100_000_000)
         torch.manual_seed(seed)
         network = build(model, preparation.input_shape, len(class_names))
         network.to(memory_format=torch.channels_last)  # as the train stage does

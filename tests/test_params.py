@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from ruamel.yaml import YAML
 
+from cnnpipe.data.decode import MAX_PIXELS, MOST_PIXELS
 from cnnpipe.errors import UserError
 from cnnpipe.network import summarize
-from cnnpipe.params import Params, load
+from cnnpipe.params import Params, Resize, load
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,6 +50,12 @@ def test_the_repositorys_params_yaml_is_the_schemas_defaults() -> None:
 def test_the_repositorys_params_yaml_names_every_setting() -> None:
     written = YAML(typ="safe").load(ROOT / "params.yaml")
     assert written == Params().model_dump()
+
+
+def test_the_limits_on_pixels_are_the_decoders() -> None:
+    (limit,) = (m.le for m in Resize.model_fields["max_pixels"].metadata if hasattr(m, "le"))
+    assert (Resize().max_pixels, limit) == (MAX_PIXELS, MOST_PIXELS)
+    assert int(2 * (Image.MAX_IMAGE_PIXELS or 0)) == MOST_PIXELS
 
 
 def test_flat_has_every_setting_by_its_dotted_name() -> None:

@@ -14,12 +14,18 @@ COLUMNS = {
     "official": str,  # the split the data set's author put it in, or empty
     "width": int,  # of the original, pixels
     "height": int,
+    "frames": int,  # of an animation, or pages; the first is taken
     "sha256": str,  # of the file's bytes
     "phash": str,  # 16 hexadecimal digits, see cnnpipe.data.duplicates
     "shard": str,  # the file that holds the resized image
     "row": int,  # and where in it
+    "crc32": int,  # of the resized image's bytes
 }
-QUARANTINE_COLUMNS = {"path": str, "reason": str}
+QUARANTINE_COLUMNS = {
+    "path": str,
+    "reason": str,
+    "size": str,  # of the file, bytes; empty where it could not even be read
+}
 SPLIT_COLUMNS = {"path": str, "label": str, "split": str, "group": int}
 
 

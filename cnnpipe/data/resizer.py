@@ -1,11 +1,10 @@
 """scikit-image's own resized pixels, many times as fast.
 
 Along one axis `skimage.transform.resize` (order 1, anti-aliasing) is linear, and the two axes
-separate. So the operator from n to m pixels is what scikit-image makes of the n x n identity
-matrix: each column is its answer to a single lit pixel. The operator is banded, a few entries a
-row, and an image is resized by two sparse products. Of the rounded values hardly any is a level
-off, none more. `resize` stage and prediction both go through `prepare`, so that a model sees the
-same pixels in both.
+separate. So there is an operator from n to m pixels, what scikit-image makes of the n x n identity
+matrix; it is banded, a few entries a row, and an image is resized by two sparse products. Of the
+rounded values hardly any is a level off, none more. `resize` stage and prediction both go through
+`prepare`, so that a model sees the same pixels in both.
 """
 
 from fractions import Fraction
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-import skimage.transform
 
 # skimage.color.rgb2gray's weights: ITU-R BT.709 luminance for contemporary CRT phosphors.
 _LUMINANCE = np.array([0.2125, 0.7154, 0.0721], dtype=np.float32)
@@ -25,23 +23,34 @@ Whole, a photo of 500 x 375 takes 1.1 times as long, and one of 12 million pixel
 
 
 def operator(size: int, target: int) -> scipy.sparse.csr_array:
-    """The (target, size) float64 matrix that resizes one axis as scikit-image does."""
-    # A target pixel depends on the pixels around its centre alone: the Gaussian, whose sigma is
-    # scikit-image's, ends at 4 sigma, and interpolation adds a neighbour. So lit pixels that far
-    # apart share a column; the whole identity matrix of a 6,000 pixel side would take 288 MB.
-    reach = round(4 * max(0, (size / target - 1) / 2)) + 2
-    width = min(size, 2 * reach + 1)
-    impulses = np.zeros((size, width))
-    impulses[np.arange(size), np.arange(size) % width] = 1
-    answers = skimage.transform.resize(impulses, (target, width), order=1, anti_aliasing=True)
-    centres = np.rint((np.arange(target) + 0.5) * (size / target) - 0.5).astype(int)
-    first = np.clip(centres - reach, 0, size - width)
-    columns = first[:, None] + np.arange(width)  # (target, width): the pixels each may depend on
-    values = np.take_along_axis(answers, columns % width, axis=1)
-    rows, kept = np.nonzero(np.abs(values) > 1e-15)  # less are rounding errors
-    return scipy.sparse.csr_array(
-        (values[rows, kept], (rows, columns[rows, kept])), shape=(target, size)
-    )
+    """The (target, size) float64 matrix that resizes one axis as scikit-image does.
+
+    That is a Gaussian against aliasing, of standard deviation (size / target - 1) / 2 and cut off
+    at four of these, and then the linear interpolation between two of its values; beyond the ends
+    the axis is mirrored. An entry is computed only where it is not zero, about 4 x size of them:
+    a strip of 65,535 x 1 pixels is resized like any other image.
+
+    Source: `skimage.transform.resize` with order 1 and anti-aliasing, which calls SciPy's
+    `gaussian_filter` and `zoom`.
+    """
+    ratio = size / target
+    sigma = max(0.0, (ratio - 1) / 2)
+    radius = int(4 * sigma + 0.5)
+    taps = np.arange(-radius, radius + 2)
+    gaussian = np.exp(-0.5 * (taps[:-1] / sigma) ** 2) if radius else np.ones(1)
+    gaussian /= gaussian.sum()
+    centres = (np.arange(target) + 0.5) * ratio - 0.5
+    below = np.floor(centres).astype(int)
+    share = (centres - below)[:, None]
+    values = (1 - share) * np.append(gaussian, 0) + share * np.insert(gaussian, 0, 0)
+    period = max(1, 2 * (size - 1))
+    columns = np.abs(below[:, None] + taps) % period  # (target, taps): the pixels that count
+    columns = np.minimum(columns, period - columns) if size > 1 else columns * 0
+    rows = np.broadcast_to(np.arange(target)[:, None], columns.shape)
+    kept = values > 1e-15  # less is below what float64 resolves
+    return scipy.sparse.coo_array(
+        (values[kept], (rows[kept], columns[kept])), shape=(target, size)
+    ).tocsr()
 
 
 def resize(image: np.ndarray, height: int, width: int, mode: str = "stretch") -> np.ndarray:

@@ -1,6 +1,7 @@
 """The resized images: a few .npy shards, uint8, of which only what is asked for is read."""
 
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,9 @@ class Shard:
             # At a position of its own, so that several threads can read the file at once.
             num_bytes = os.preadv(self.file.fileno(), [rest], position)
             if not num_bytes:
-                raise EOFError(f"{self.file.name}: ends in the middle of its images")
+                raise UserError(
+                    f"{self.file.name}: ends amid its images: run `cnnpipe resize` again"
+                )
             rest, position = rest[num_bytes:], position + num_bytes
 
 
@@ -45,9 +48,18 @@ class Images:
     process's own, which so seems to grow to the size of the data.
     """
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
+    def __init__(self, shards: Sequence[Shard], checksums: np.ndarray | None = None) -> None:
+        """The images in the shards.
+
+        Args:
+            shards: one after another.
+            checksums: (N,) the CRC-32 of each image's bytes; it is compared when an image is read
+                for the first time.
+        """
         self._shards = shards
         self._ends = np.cumsum([shard.shape[0] for shard in shards])
+        self._checksums = checksums
+        self._unchecked = np.full(len(self), checksums is not None)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -65,7 +77,11 @@ class Images:
         return images.squeeze(0) if chosen.ndim == 0 else images
 
     def read(self, rows: np.ndarray, images: np.ndarray) -> None:
-        """Fills a contiguous (n, H, W, C) uint8 array with the images of n rows, from 0 up."""
+        """Fills a contiguous (n, H, W, C) uint8 array with the images of n rows, from 0 up.
+
+        Raises:
+            UserError: an image is not what `resize` wrote.
+        """
         of_shard = np.searchsorted(self._ends, rows, side="right")
         # Neighbours in a shard are read at once.
         begins = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | np.diff(of_shard, prepend=-1))
@@ -73,6 +89,17 @@ class Images:
             shard = self._shards[of_shard[begin]]
             first = rows[begin] - (self._ends[of_shard[begin]] - shard.shape[0])
             shard.read(int(first), images[begin:end])
+        for i in np.flatnonzero(self._unchecked[rows]):
+            row = rows[i]
+            assert self._checksums is not None
+            if zlib.crc32(images[i].data) != self._checksums[row]:
+                shard = self._shards[of_shard[i]]
+                place = row - (self._ends[of_shard[i]] - shard.shape[0])
+                raise UserError(
+                    f"{shard.file.name}: image {place} is damaged, its checksum is another: run "
+                    "`cnnpipe resize` again"
+                )
+            self._unchecked[row] = False
 
 
 @contextmanager
@@ -121,7 +148,7 @@ def open_images(folder: str | Path) -> tuple[Images, pd.DataFrame]:
     shards: list[Shard] = []
     for name, size in sizes.items():
         shards.append(_shard(Path(folder) / str(name), size, shards[0].shape[1:] if shards else ()))
-    return Images(shards), table
+    return Images(shards, table["crc32"].to_numpy()), table
 
 
 def _shard(path: Path, num_images: int, image_shape: tuple[int, ...]) -> Shard:

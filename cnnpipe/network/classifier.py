@@ -1,9 +1,11 @@
 """A network together with all that a prediction needs, and its file.
 
 The file is one safetensors file: the weights, and in the header the settings of the network, the
-class names, and how an image is prepared for it. Nothing in it is ever executed.
+class names, and how an image is prepared for it. Nothing in it is ever executed. A checksum over
+all of it tells a damaged file from a whole one.
 """
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from cnnpipe.network.model import build
 from cnnpipe.params import Model
 from cnnpipe.workspace import whole_file
 
-_FORMAT = "1"
+_FORMAT = "2"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Preparation:
     """Of each channel over the training images, 0-255."""
     std: tuple[float, ...]
     """Likewise the standard deviation, above 0."""
+    max_pixels: int
+    """resize.max_pixels."""
 
     @property
     def input_shape(self) -> Shape:
@@ -107,8 +111,10 @@ class Classifier:
             "run_id": self.run_id,
         }
         weights = {key: value.contiguous() for key, value in self.network.state_dict().items()}
+        text = json.dumps(header)
+        metadata = {"cnnpipe": text, "sha256": _checksum(text, weights)}
         with whole_file(path) as part:
-            save_file(weights, part, metadata={"cnnpipe": json.dumps(header)})
+            save_file(weights, part, metadata=metadata)
 
     @staticmethod
     def load(path: str | Path, device: str = "cpu") -> "Classifier":
@@ -129,6 +135,11 @@ class Classifier:
                     f"{path}: model file of format {header['format']}, this is {_FORMAT}: "
                     "use the cnnpipe that wrote it"
                 )
+            if metadata["sha256"] != _checksum(metadata["cnnpipe"], weights):
+                raise UserError(
+                    f"{path}: damaged, its checksum is another: run `dvc repro --force train`, or "
+                    "take it from where it was copied"
+                )
             return _classifier(header, weights, device)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file: run `dvc repro train` first") from None
@@ -136,6 +147,15 @@ class Classifier:
                 OSError) as error:  # fmt: skip
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: not a whole cnnpipe model file: {reason}") from None
+
+
+def _checksum(header: str, weights: dict[str, Tensor]) -> str:
+    """SHA-256, in hexadecimal, of the header and of each weight's name, shape, type and bytes."""
+    total = hashlib.sha256(header.encode())
+    for name, value in sorted(weights.items()):
+        total.update(f"\0{name} {tuple(value.shape)} {value.dtype} ".encode())
+        total.update(value.cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def _classifier(header: dict[str, Any], weights: dict[str, Tensor], device: str) -> Classifier:

@@ -44,7 +44,12 @@ class Predictor:
         for start in range(0, len(images), _BATCH_SIZE):
             batch = np.stack(
                 [
-                    prepare(decode(data), settings.size, settings.mode, settings.color)
+                    prepare(
+                        decode(data, settings.max_pixels),
+                        settings.size,
+                        settings.mode,
+                        settings.color,
+                    )
                     for data in images[start : start + _BATCH_SIZE]
                 ]
             )

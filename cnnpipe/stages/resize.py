@@ -6,8 +6,11 @@ them one by one, so that no pixels travel between processes and memory stays at 
 
 import csv
 import hashlib
+import zlib
 from collections import Counter
-from functools import partial
+from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +19,28 @@ import pandas as pd
 from tqdm import tqdm
 
 from cnnpipe.data import manifest
-from cnnpipe.data.decode import UnreadableImage, decode
+from cnnpipe.data.decode import Decoded, UnreadableImage, decode_frame
 from cnnpipe.data.duplicates import perceptual_hash
 from cnnpipe.data.raw import Raw, RawImage, Source, open_raw
 from cnnpipe.data.resizer import prepare
 from cnnpipe.data.store import shard_writer
 from cnnpipe.errors import UserError
 from cnnpipe.params import Params, Resize
-from cnnpipe.processes import num_cores, process_pool
+from cnnpipe.processes import WorkerDied, computing_limit, num_cores, process_pool
 from cnnpipe.workspace import whole_folder
 
 # Large enough for few files.
 _SHARD_BYTES = 64 << 20
 # Their number is a multiple of this, so that up to so many cores finish together.
 _CORES = 16
+# Of a processor, for one file: a JPEG 2000 of 100 million pixels takes about 25.
+_DECODING_S = 60
+
+Job = tuple[Path, list[RawImage]]
+"""The file of a shard, and what goes into it."""
+Row = dict[str, Any]
+Rows = tuple[list[Row], list[Row]]
+"""Of the manifest, and of the quarantine."""
 
 
 def run(params: Params) -> None:
@@ -43,21 +54,21 @@ def run(params: Params) -> None:
         shards = _shards(files, params.input_shape)
         jobs = [(folder / f"images-{i:05d}.npy", shard) for i, shard in enumerate(shards)]
         num_found = Counter[str]()
+        num_animated = 0
         quarantined = [
-            {"path": path, "reason": reason}
+            {"path": path, "reason": reason, "size": ""}
             for path, reason in Source.read("data/raw").skipped.items()
         ]
-        num_workers = num_cores() if settings.workers == "auto" else settings.workers
         with (
-            process_pool(min(num_workers, len(jobs)), _open, (raw,)) as pool,
             (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as table,
             tqdm(total=len(files), desc="resizing", unit="image", disable=None) as progress,
         ):
             writer = csv.DictWriter(table, list(manifest.COLUMNS), lineterminator="\n")
             writer.writeheader()
-            for kept, refused in pool.map(partial(_write_shard, settings), jobs):
+            for kept, refused in _written(raw, settings, jobs):
                 writer.writerows(kept)  # at once: 20,000 of them would take 40 MB
                 num_found.update(row["label"] for row in kept)
+                num_animated += sum(row["frames"] > 1 for row in kept)
                 quarantined += refused
                 progress.update(len(kept) + len(refused))
         class_names = _check_classes(files, num_found, quarantined)
@@ -69,6 +80,8 @@ def run(params: Params) -> None:
         manifest.write_class_names(class_names, folder)
     size = f"{settings.size} x {settings.size}"
     print(f"{num_found.total():,} images of {len(class_names)} classes at {size}, {settings.color}")
+    if num_animated:
+        print(f"{num_animated:,} files have several frames, of which the first is taken")
     if quarantined:
         print(f"{len(quarantined):,} files quarantined, see data/resized/quarantine.csv")
 
@@ -81,50 +94,113 @@ def _shards(files: list[RawImage], shape: tuple[int, int, int]) -> list[list[Raw
     return [files[i : i + length] for i in range(0, len(files), length)]
 
 
+def _written(raw: Raw, settings: Resize, jobs: list[Job]) -> Iterator[Rows]:
+    """Writes the shards, several at a time; the rows of each, in order.
+
+    A file whose decoding ends its worker process costs that file alone: it is found among those
+    that the workers were at, each tried once more by itself, and the shards are begun again.
+    """
+    num_workers = num_cores() if settings.workers == "auto" else settings.workers
+    at = RawArray("q", len(jobs))
+    fatal: dict[str, Row] = {}
+    done: dict[int, Rows] = {}
+    written = 0
+    while written < len(jobs):
+        undone = [number for number in range(written, len(jobs)) if number not in done]
+        try:
+            with process_pool(min(num_workers, len(undone)), _open, (raw, at)) as pool:
+                futures = {
+                    number: pool.submit(_write_shard, settings, number, jobs[number], fatal)
+                    for number in undone
+                }
+                for number in range(written, len(jobs)):
+                    yield done.pop(number) if number in done else futures.pop(number).result()
+                    written += 1
+        except WorkerDied:
+            for number, future in futures.items():
+                if future.done() and not future.cancelled() and future.exception() is None:
+                    done[number] = future.result()
+            found = [
+                row
+                for number in undone
+                if number not in done and at[number]
+                if (row := _if_fatal(settings, raw, jobs[number][1][at[number] - 1]))
+            ]
+            if not found:  # it was something else, such as want of memory
+                raise
+            fatal |= {row["path"]: row for row in found}
+
+
+def _if_fatal(settings: Resize, raw: Raw, file: RawImage) -> Row | None:
+    """The row of the quarantine for a file that ends the process which decodes it, or None."""
+    with suppress(UnreadableImage):
+        data = raw.read(file)
+        try:
+            with process_pool(1) as pool:
+                pool.submit(_pixels, settings, data).result()
+        except WorkerDied:
+            reason = f"its decoder crashes, or computes for more than {_DECODING_S} s"
+            return {"path": file.path, "reason": reason, "size": len(data)}
+    return None
+
+
 _raw: Raw  # in each worker process
+_at: Any
+"""Likewise, and shared by all: which file of each shard is being decoded, counted from 1."""
 
 
-def _open(raw: Raw) -> None:
-    global _raw
-    _raw = raw
+def _open(raw: Raw, at: Any) -> None:
+    global _raw, _at
+    _raw, _at = raw, at
 
 
-def _write_shard(
-    settings: Resize, job: tuple[Path, list[RawImage]]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _write_shard(settings: Resize, number: int, job: Job, fatal: dict[str, Row]) -> Rows:
     """Writes one shard of the readable images; the rows of the manifest and of the quarantine."""
     path, files = job
-    kept: list[dict[str, Any]] = []
-    refused: list[dict[str, Any]] = []
+    kept: list[Row] = []
+    refused: list[Row] = []
     with shard_writer(path) as append:
-        for file in files:
+        for position, file in enumerate(files):
+            if file.path in fatal:
+                refused.append(fatal[file.path])
+                continue
+            _at[number] = position + 1
+            size: int | str = ""
             try:
                 data = _raw.read(file)
-                image = decode(data)
+                size = len(data)
+                decoded, pixels = _pixels(settings, data)
             except UnreadableImage as error:
-                refused.append({"path": file.path, "reason": str(error)})
+                refused.append({"path": file.path, "reason": str(error), "size": size})
                 continue
-            pixels = prepare(image, settings.size, settings.mode, settings.color)
             append(pixels)
             kept.append(
                 {
                     "path": file.path,
                     "label": file.label,
                     "official": file.official,
-                    "width": image.shape[1],
-                    "height": image.shape[0],
+                    "width": decoded.pixels.shape[1],
+                    "height": decoded.pixels.shape[0],
+                    "frames": decoded.num_frames,
                     "sha256": hashlib.sha256(data).hexdigest(),
                     "phash": perceptual_hash(pixels),
                     "shard": path.name,
                     "row": len(kept),
+                    "crc32": zlib.crc32(pixels.data),
                 }
             )
     return kept, refused
 
 
-def _check_classes(
-    files: list[RawImage], found: Counter[str], quarantined: list[dict[str, Any]]
-) -> list[str]:
+def _pixels(settings: Resize, data: bytes) -> tuple[Decoded, np.ndarray]:
+    """An image file decoded, and prepared: (size, size, C) uint8."""
+    with computing_limit(_DECODING_S):
+        decoded = decode_frame(data, settings.max_pixels)
+        pixels = prepare(decoded.pixels, settings.size, settings.mode, settings.color)
+    return decoded, np.ascontiguousarray(pixels)
+
+
+def _check_classes(files: list[RawImage], found: Counter[str], quarantined: list[Row]) -> list[str]:
     """The class names, sorted; a class of which nothing is left ends the run."""
     reasons = {row["path"]: row["reason"] for row in quarantined}
     for label, number in sorted(Counter(file.label for file in files).items()):

@@ -71,7 +71,7 @@ def run(params: Params) -> None:
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean, std = channel_statistics(images, splits["train"])
     resize = params.resize
-    preparation = Preparation(resize.size, resize.mode, resize.color, mean, std)
+    preparation = Preparation(resize.size, resize.mode, resize.color, mean, std, resize.max_pixels)
     num_bytes = int(np.prod(images.shape[1:])) * sum(map(len, splits.values()))
     resident = choose_residency(params.train, num_bytes, device)
     train, val = (
@@ -139,7 +139,7 @@ def run(params: Params) -> None:
 
 def _fingerprint(params: Params, data_hash: str) -> str:
     """16 hexadecimal digits that change with all that the training's result depends on."""
-    resize = params.resize.model_dump(include={"size", "mode", "color"})
+    resize = params.resize.model_dump(exclude={"workers"})
     sections = [params.base.model_dump(), resize, params.model.model_dump(),
                 params.train.model_dump()]  # fmt: skip
     code = tracking.digest(*sorted(Path(cnnpipe.__file__).parent.rglob("*.py")))

@@ -5,14 +5,15 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image, ImageOps
+import tifffile
+from PIL import Image, ImageOps, features
 
-from cnnpipe.data import decode as module
-from cnnpipe.data.decode import UnreadableImage, decode
+from cnnpipe.data.decode import UnreadableImage, decode, decode_frame
 
 Photo = Callable[..., np.ndarray]
 Encoded = Callable[..., bytes]
@@ -148,12 +149,100 @@ def test_floating_point_grey_is_scaled_by_what_its_range_says(
     assert decode(data)[0, :, 0].tolist() == shades
 
 
+RAMP = np.linspace(0, 1, 12).reshape(3, 4)[:, :, None] * [1, 0.5, 0.25]
+"""(3, 4, 3) float64, 0 to 1."""
+
+
+@pytest.mark.parametrize(
+    ("values", "options"),
+    [
+        ((RAMP * 65535).astype(np.uint16), {}),
+        ((RAMP * 65535).astype(">u2"), {"byteorder": ">"}),
+        ((RAMP * 65535).astype(np.uint16), {"compression": "zlib"}),
+        ((RAMP * 65535).astype(np.uint16).transpose(2, 0, 1), {"planarconfig": "separate"}),
+        (RAMP.astype(np.float32), {}),
+        (RAMP.astype(np.float32).transpose(2, 0, 1), {"planarconfig": "separate"}),
+        (RAMP.astype(np.float16), {}),
+        (RAMP * 255, {}),
+    ],
+)
+def test_deep_colours_are_scaled_and_not_clipped(
+    values: np.ndarray, options: dict[str, Any]
+) -> None:
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.ascontiguousarray(values), photometric="rgb", **options)
+    pixels = decode(file.getvalue())
+    assert np.abs(pixels - RAMP * 255).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.uint32, np.float32, np.float64])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_deep_greys_are_scaled_whichever_end_is_white(dtype: Any, photometric: str) -> None:
+    ramp = RAMP[:, :, 0]
+    top = {np.uint16: 65535, np.int32: 2**31 - 1, np.uint32: 2**32 - 1}.get(dtype, 1)
+    file = io.BytesIO()
+    tifffile.imwrite(file, (ramp * top).astype(dtype), photometric=photometric)
+    pixels = decode(file.getvalue())
+    expected = ramp if photometric == "minisblack" else 1 - ramp
+    assert np.abs(pixels - expected[:, :, None] * 255).max() <= 1
+
+
+def test_a_deep_png_of_colours_is_scaled(encoded: Encoded) -> None:
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in RAMP * 65535)
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", 4, 3, 16, 2, 0, 0, 0),
+        b"IDAT": zlib.compress(rows),
+        b"IEND": b"",
+    }
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks.items()
+    )
+    assert np.abs(decode(data) - RAMP * 255).max() <= 1
+
+
+def test_ycck_gives_the_colours_seen() -> None:
+    # Adobe's four inks are stored inverted: 255 is none of it, and so RGB where there is no black.
+    inks = np.full((16, 16, 4), (250, 20, 30, 255), np.uint8)
+    red, green, blue = decode(simplejpeg.encode_jpeg(inks, colorspace="CMYK"))[8, 8].astype(int)
+    assert abs(red - 250) < 5 and abs(green - 20) < 5 and abs(blue - 30) < 5
+
+
+def test_progressive_jpegs_and_interlaced_pngs_are_as_any_other(
+    photo: Photo, encoded: Encoded
+) -> None:
+    image = photo(30, 40)
+    progressive, plain = encoded(image, "JPEG", progressive=True), encoded(image, "JPEG")
+    np.testing.assert_array_equal(decode(progressive), decode(plain))
+    # Pillow writes no interlaced PNG: Adam7 of a single pixel is that pixel, in the first pass.
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 1)
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0\1\2\3")), (b"IEND", b"")):
+        data += struct.pack(">I", len(content)) + kind + content
+        data += struct.pack(">I", zlib.crc32(kind + content))
+    assert decode(data).tolist() == [[[1, 2, 3]]]
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_an_avif_is_nearly_its_pixels(photo: Photo, encoded: Encoded) -> None:
+    image = photo(60, 80)
+    assert np.abs(decode(encoded(image, "AVIF")).astype(int) - image).mean() < 12
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_the_first_frame_of_several_is_taken(encoded: Encoded, kind: str) -> None:
+def test_the_first_frame_of_several_is_taken_and_their_number_said(
+    encoded: Encoded, kind: str
+) -> None:
     frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue", "lime")]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
-    np.testing.assert_array_equal(decode(data), np.asarray(frames[0]))
+    pixels, num_frames = decode_frame(data)
+    np.testing.assert_array_equal(pixels, np.asarray(frames[0]))
+    assert num_frames == 3
+    assert decode_frame(encoded(frames[0], kind)).num_frames == 1
 
 
 def test_a_two_picture_jpeg_of_a_phone_gives_its_first(photo: Photo, encoded: Encoded) -> None:
@@ -187,6 +276,15 @@ def test_a_file_cut_short_is_damaged_and_no_half_picture(
         decode(whole[: len(whole) // 2])
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "JPEG2000"])
+def test_a_file_that_lacks_its_last_tenth_is_not_guessed(
+    photo: Photo, encoded: Encoded, kind: str
+) -> None:
+    whole = encoded(photo(64, 64), kind)
+    with pytest.raises(UnreadableImage):
+        decode(whole[: len(whole) * 9 // 10])
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_truncated_photo_is_called_damaged(photo: Photo, encoded: Encoded, kind: str) -> None:
     whole = encoded(photo(64, 64), kind)
@@ -209,13 +307,17 @@ def test_random_bytes_after_a_signature_never_escape_as_another_error(
                 assert str(error)
 
 
-def test_too_many_pixels_are_refused_before_they_are_decoded(
-    encoded: Encoded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MAX_PIXELS", 100)
-    assert decode(encoded(np.zeros((10, 10), np.uint8), "PNG")).shape == (10, 10, 3)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_too_many_pixels_are_refused_before_they_are_decoded(encoded: Encoded, kind: str) -> None:
+    assert decode(encoded(np.zeros((10, 10), np.uint8), kind), 100).shape == (10, 10, 3)
     with pytest.raises(UnreadableImage, match=r"^11 x 10 pixels, more than 100$"):
-        decode(encoded(np.zeros((10, 11), np.uint8), "PNG"))
+        decode(encoded(np.zeros((10, 11), np.uint8), kind), 100)
+
+
+def test_a_side_that_no_photo_has_is_refused(encoded: Encoded) -> None:
+    assert decode(encoded(np.zeros((1, 65_535), np.uint8), "PNG")).shape == (1, 65_535, 3)
+    with pytest.raises(UnreadableImage, match=r"^65536 x 1 pixels, a side of more than 65,535$"):
+        decode(encoded(np.zeros((1, 65_536), np.uint8), "PNG"))
 
 
 @pytest.mark.parametrize("side", [10_001, 50_000])

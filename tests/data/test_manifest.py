@@ -33,10 +33,12 @@ def test_odd_class_names_survive_the_manifest(tmp_path: Path) -> None:
             "official": "",
             "width": 3,
             "height": 4,
+            "frames": 1,
             "sha256": "00ff",
             "phash": "0000000000000001",
             "shard": "images-00000.npy",
             "row": range(len(ODD_NAMES)),
+            "crc32": 2**32 - 1,
         }
     )
     manifest.write(table, tmp_path / "manifest.csv", manifest.COLUMNS)
@@ -46,16 +48,20 @@ def test_odd_class_names_survive_the_manifest(tmp_path: Path) -> None:
 
 
 def test_the_columns_are_written_in_their_order_and_no_others(tmp_path: Path) -> None:
-    table = pd.DataFrame({"extra": [1], "reason": ["empty file"], "path": ["cat/1.jpg"]})
+    table = pd.DataFrame(
+        {"extra": [1], "size": [""], "reason": ["empty file"], "path": ["cat/1.jpg"]}
+    )
     manifest.write(table, tmp_path / "quarantine.csv", manifest.QUARANTINE_COLUMNS)
-    assert (tmp_path / "quarantine.csv").read_bytes() == b"path,reason\ncat/1.jpg,empty file\n"
+    assert (
+        tmp_path / "quarantine.csv"
+    ).read_bytes() == b"path,reason,size\ncat/1.jpg,empty file,\n"
 
 
 def test_an_empty_table_keeps_its_columns(tmp_path: Path) -> None:
     empty = pd.DataFrame(columns=list(manifest.QUARANTINE_COLUMNS))
     manifest.write(empty, tmp_path / "quarantine.csv", manifest.QUARANTINE_COLUMNS)
     read = manifest.read(tmp_path / "quarantine.csv", manifest.QUARANTINE_COLUMNS, "resize")
-    assert list(read) == ["path", "reason"] and len(read) == 0
+    assert list(read) == ["path", "reason", "size"] and len(read) == 0
 
 
 def test_a_missing_table_names_the_command_that_makes_it(tmp_path: Path) -> None:

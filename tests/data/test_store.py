@@ -1,5 +1,6 @@
 """Tests of the store: the shards behave as the one array they are cut from."""
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,13 @@ def folder(tmp_path: Path, whole: np.ndarray) -> Path:
     for i, shard in enumerate(np.split(whole, np.cumsum(LENGTHS)[:-1])):
         np.save(tmp_path / f"images-{i}.npy", shard)
         rows += [{"shard": f"images-{i}.npy", "row": row} for row in range(len(shard))]
-    fixed = {"official": "", "width": 9, "height": 9, "sha256": "ab", "phash": "0" * 16}
+    fixed = {"official": "", "width": 9, "height": 9, "frames": 1, "sha256": "ab",
+             "phash": "0" * 16}  # fmt: skip
     table = pd.DataFrame(rows).assign(
-        path=[f"{i}.jpg" for i in range(N)], label=["NA", "1"] * (N // 2) + ["NA"], **fixed
+        path=[f"{i}.jpg" for i in range(N)],
+        label=["NA", "1"] * (N // 2) + ["NA"],
+        crc32=[zlib.crc32(image.data) for image in whole],
+        **fixed,
     )
     manifest.write(table, tmp_path / "manifest.csv", manifest.COLUMNS)
     return tmp_path
@@ -195,8 +200,26 @@ def test_a_shard_that_was_cut_after_it_was_opened_is_an_error(
     path = folder / "images-2.npy"
     path.write_bytes(path.read_bytes()[:-10])
     np.testing.assert_array_equal(images[np.arange(5)], whole[:5])
-    with pytest.raises(EOFError, match=r"images-2.npy: ends in the middle"):
+    with pytest.raises(
+        UserError, match=r"images-2.npy: ends amid its images: run `cnnpipe resize`"
+    ):
         images[:]
+
+
+def test_a_flipped_bit_is_found_and_its_image_named_before_it_is_used(
+    folder: Path, whole: np.ndarray
+) -> None:
+    path = folder / "images-3.npy"
+    images, _ = open_images(folder)
+    first = N - LENGTHS[-1]  # of the last shard
+    position = path.stat().st_size - whole[0].nbytes  # where its last image begins
+    data = bytearray(path.read_bytes())
+    data[position + 7] ^= 4
+    path.write_bytes(data)
+    np.testing.assert_array_equal(images[first], whole[first])
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"images-3.npy: image {LENGTHS[-1] - 1} is damaged"):
+            images[np.array([first, N - 1])]
 
 
 def test_reading_does_not_map_the_images_into_memory(folder: Path) -> None:

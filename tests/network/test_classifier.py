@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cnnpipe.errors import UserError
-from cnnpipe.network.classifier import Classifier, Preparation
+from cnnpipe.network.classifier import Classifier, Preparation, _checksum
 
 CLASS_NAMES = ("Hund, groß", '"猫"', "a\nb", "\udcff", "🐕")
 
@@ -48,7 +48,7 @@ def test_the_file_keeps_everything_that_a_prediction_needs(
     classifier = make_classifier(
         class_names=CLASS_NAMES, color="grey", architecture="deep", padding=1, flip_average=True
     )
-    preparation = Preparation(8, "pad", "grey", (1 / 3,), (0.1,))
+    preparation = Preparation(8, "pad", "grey", (1 / 3,), (0.1,), 99)
     classifier = replace(classifier, preparation=preparation, run_id="0123")
     classifier.save(tmp_path / "model.safetensors")
     again = Classifier.load(tmp_path / "model.safetensors")
@@ -112,7 +112,7 @@ def test_flip_average_is_the_mean_over_an_image_and_its_mirror_image(make_classi
 
 
 def test_normalise_takes_the_mean_away_and_divides_by_the_deviation() -> None:
-    preparation = Preparation(2, "stretch", "rgb", (10.0, 20.0, 30.0), (1.0, 2.0, 4.0))
+    preparation = Preparation(2, "stretch", "rgb", (10.0, 20.0, 30.0), (1.0, 2.0, 4.0), 9)
     images = torch.full((1, 3, 2, 2), 50, dtype=torch.uint8)
     expected = torch.tensor([40.0, 15.0, 5.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
     torch.testing.assert_close(preparation.normalise(images), expected)
@@ -154,6 +154,24 @@ def test_a_model_file_of_another_program_is_refused(tmp_path: Path) -> None:
         Classifier.load(tmp_path / "m.safetensors")
 
 
+def test_a_flipped_bit_anywhere_in_a_model_file_is_found(
+    make_classifier: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.safetensors"
+    make_classifier(dense_units=3, dropout=0.5).save(path)
+    whole = path.read_bytes()
+    for position in range(0, len(whole), len(whole) // 300):
+        data = bytearray(whole)
+        data[position] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"m\.safetensors: "):
+            Classifier.load(path)
+
+
+def signed(header: str, weights: dict[str, torch.Tensor]) -> dict[str, str]:
+    return {"cnnpipe": header, "sha256": _checksum(header, weights)}
+
+
 @pytest.mark.parametrize("lacking", [True, False])
 def test_a_weight_too_few_or_too_many_is_refused(
     make_classifier: Any, tmp_path: Path, lacking: bool
@@ -167,7 +185,7 @@ def test_a_weight_too_few_or_too_many_is_refused(
         del weights["dense.bias"]
     else:
         weights["dense_2.bias"] = torch.zeros(2)
-    save_file(weights, path, metadata)
+    save_file(weights, path, signed(metadata["cnnpipe"], weights))
     with pytest.raises(UserError, match=r"not a whole cnnpipe model file: .*dense"):
         Classifier.load(path)
 
@@ -175,7 +193,7 @@ def test_a_weight_too_few_or_too_many_is_refused(
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"format": "9"}, "model file of format 9, this is 1"),
+        ({"format": "9"}, "model file of format 9, this is 2"),
         ({"class_names": ["a", "b", "c"]}, "not a whole .* size mismatch"),
         ({"class_names": None}, "not a whole cnnpipe model file"),
         ({"model": {"filters": 11, "kernel_size": 3}}, "not a whole .* size mismatch"),
@@ -192,16 +210,16 @@ def test_a_header_that_does_not_fit_the_weights_is_refused(
     classifier = make_classifier()
     classifier.save(path)
     header = {
-        "format": "1",
+        "format": "2",
         "model": classifier.model.model_dump(),
         "preparation": vars(classifier.preparation),
         "class_names": classifier.class_names,
         "run_id": "",
     }
     weights = load_file(path)
-    save_file(weights, path, {"cnnpipe": json.dumps(header)})
+    save_file(weights, path, signed(json.dumps(header), weights))
     Classifier.load(path)  # unchanged, it is a model file
-    save_file(weights, path, {"cnnpipe": json.dumps({**header, **change})})
+    save_file(weights, path, signed(json.dumps({**header, **change}), weights))
     with pytest.raises(UserError, match=expected) as error:
         Classifier.load(path)
     assert "\n" not in str(error.value)

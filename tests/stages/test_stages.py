@@ -1,8 +1,13 @@
 """The five stages one after another, and what each leaves behind."""
 
 import json
+import os
 import shutil
+import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -12,10 +17,11 @@ import torch
 from PIL import Image
 
 from cnnpipe import tracking
-from cnnpipe.data.manifest import SPLIT_COLUMNS, read
+from cnnpipe.data.decode import Decoded, UnreadableImage
+from cnnpipe.data.manifest import COLUMNS, QUARANTINE_COLUMNS, SPLIT_COLUMNS, read
 from cnnpipe.data.raw import RawImage, open_raw
 from cnnpipe.data.store import open_images
-from cnnpipe.errors import UserError
+from cnnpipe.errors import RunFailed, UserError
 from cnnpipe.network.classifier import Classifier
 from cnnpipe.params import load
 from cnnpipe.serving.predictor import Predictor
@@ -266,12 +272,87 @@ def test_unreadable_files_are_quarantined_and_stop_nothing(workspace: Path) -> N
     source = json.loads(Path("data/raw/source.json").read_text())
     Path("data/raw/source.json").write_text(json.dumps({**source, "limit_per_class": None}))
     resize.run(load("params.yaml"))
-    quarantine = pd.read_csv("data/resized/quarantine.csv")
-    assert dict(zip(quarantine["path"], quarantine["reason"], strict=True)) == {
-        "3/zz-empty.png": "empty file",
-        "3/zz-text.png": "not an image",
-    }
+    assert Path("data/resized/quarantine.csv").read_text() == (
+        "path,reason,size\n3/zz-empty.png,empty file,0\n3/zz-text.png,not an image,6\n"
+    )
     assert len(open_images("data/resized")[0]) == 1797
+
+
+def crash(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def loop_forever() -> None:
+    while True:
+        pass
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(
+    "fate", [partial(crash, signal.SIGSEGV), partial(crash, signal.SIGKILL), loop_forever]
+)
+def test_a_file_that_ends_its_decoder_costs_that_file_alone(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, fate: Callable[[], None], workers: int
+) -> None:
+    before = read("data/resized/manifest.csv", COLUMNS, "resize")
+    fatal = before["path"].iloc[[0, 150, 299]].tolist()
+    with open_raw("data/raw") as (raw, files):
+        bytes_of = {file.path: raw.read(file) for file in files if file.path in fatal}
+    decode_frame = resize.decode_frame
+
+    def decode_or_end(data: bytes, max_pixels: int) -> Decoded:
+        if data in bytes_of.values():
+            fate()
+        return decode_frame(data, max_pixels)
+
+    monkeypatch.setattr(resize, "decode_frame", decode_or_end)  # forked workers have it too
+    monkeypatch.setattr(resize, "_DECODING_S", 0.3)
+    params = load("params.yaml")
+    some = params.resize.model_copy(update={"workers": workers})
+    resize.run(params.model_copy(update={"resize": some}))
+    quarantine = read("data/resized/quarantine.csv", QUARANTINE_COLUMNS, "resize")
+    assert quarantine["path"].tolist() == fatal
+    assert set(quarantine["reason"]) == {"its decoder crashes, or computes for more than 0.3 s"}
+    assert quarantine["size"].tolist() == [str(len(bytes_of[path])) for path in fatal]
+    images, after = open_images("data/resized")
+    left = before[~before["path"].isin(fatal)]
+    same = ["path", "label", "sha256", "crc32"]
+    assert after[same].to_numpy().tolist() == left[same].to_numpy().tolist()
+    assert len(images[:]) == len(left)
+
+
+def test_workers_that_die_of_no_files_fault_end_the_run_and_keep_what_was_there(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Path("data/resized/manifest.csv").read_bytes()
+    prepare, path = resize.prepare, workspace / "once"
+
+    def die_in_the_first_turn(*arguments: Any) -> np.ndarray:
+        if not path.exists():  # as the system kills the largest process when memory is short
+            crash(signal.SIGKILL)
+        return prepare(*arguments)
+
+    if_fatal = resize._if_fatal
+
+    def enough_memory_now(*arguments: Any) -> Any:
+        path.touch()
+        return if_fatal(*arguments)
+
+    monkeypatch.setattr(resize, "prepare", die_in_the_first_turn)
+    monkeypatch.setattr(resize, "_if_fatal", enough_memory_now)
+    with pytest.raises(RunFailed, match="a worker process died, perhaps for want of memory"):
+        resize.run(load("params.yaml"))
+    assert Path("data/resized/manifest.csv").read_bytes() == before
+
+
+def test_a_limit_on_pixels_is_the_models_too(workspace: Path) -> None:
+    params = load("params.yaml")
+    small = params.resize.model_copy(update={"max_pixels": 63})  # the digits have 64
+    with pytest.raises(UserError, match="8 x 8 pixels, more than 63"):
+        resize.run(params.model_copy(update={"resize": small}))
+    train.run(params.model_copy(update={"resize": small}))
+    with open_raw("data/raw") as (raw, files), pytest.raises(UnreadableImage, match="more than 63"):
+        Predictor.load("models/model.safetensors").predict([raw.read(files[0])])
 
 
 def test_a_class_of_copies_of_another_class_has_nothing_to_train_on(workspace: Path) -> None:
