@@ -4,6 +4,7 @@ What a command needs is imported by its function, so that `cnnpipe --help` answe
 """
 
 import argparse
+import errno
 import gc
 import importlib
 import json
@@ -25,6 +26,10 @@ STAGES = {
     "train": "train the network",
     "evaluate": "judge it on the test split, and register it",
 }
+
+
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+"""A full or broken disk and missing permissions, which are nobody's mistake in the program."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -51,6 +56,15 @@ def main() -> None:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        print(
+            f"cnnpipe: {error.filename or Path.cwd()}: {error.strerror}: nothing that was there is "
+            "lost, run it again when that is put right",
+            file=sys.stderr,
+        )
+        code = 1
     gc.freeze()  # or the interpreter would look through all modules once more, for up to 0.8 s
     sys.exit(code)
 
@@ -103,14 +117,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _stage(name: str) -> int:
     from cnnpipe.params import load
+    from cnnpipe.processes import end_with_dvc
+    from cnnpipe.workspace import locked
 
     params = load(PARAMS)  # before the stage's own imports, which may take seconds
+    end_with_dvc()
     # What is imported is no garbage: to look through it again and again takes 0.6 s of 3.5.
     gc.disable()
     stage = importlib.import_module(f"cnnpipe.stages.{name}")
     gc.freeze()
     gc.enable()
-    stage.run(params)
+    with locked(f".cnnpipe/{name}.lock", f"`cnnpipe {name}` in this folder"):
+        stage.run(params)
     return 0
 
 

@@ -1,14 +1,16 @@
-"""Work spread over the cores, that ends in an orderly way whatever happens to it."""
+"""Work spread over the cores, and processes that end whatever happens to those around them."""
 
 import ctypes
 import gc
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from cnnpipe.errors import RunFailed
@@ -74,6 +76,32 @@ def computing_limit(seconds: float) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def end_with_dvc() -> None:
+    """Has this process sent SIGTERM within a second after the DVC that started it is gone.
+
+    A signal to DVC alone would else leave its stage running: neither DVC nor the shell that is
+    between the two passes one on. Where DVC did not start this process it does nothing.
+    """
+    if "DVC_STAGE" not in os.environ:
+        return
+    import psutil
+
+    # Each process up to DVC, which has not itself the variable that it gives to what it starts.
+    line = [psutil.Process()]
+    with suppress(psutil.Error):
+        while (parent := line[-1].parent()) and "DVC_STAGE" in parent.environ():
+            line.append(parent)
+    parents = {process: process.ppid() for process in line}
+
+    def watch() -> None:
+        with suppress(psutil.NoSuchProcess):
+            while all(process.ppid() == parent for process, parent in parents.items()):
+                time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _begin(parent: int, begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:

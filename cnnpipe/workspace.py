@@ -1,5 +1,6 @@
-"""The repository's root, files that are whole or not there, and signals that can wait."""
+"""The repository's root, files that are whole or not there, locks, and signals that can wait."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -8,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from cnnpipe.errors import RunFailed
 
 
 def repository_root() -> Path:
@@ -68,3 +71,37 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: str | Path, what: str) -> Iterator[None]:
+    """Holds the lock file for the block; it is free as soon as this process has ended, however.
+
+    Args:
+        path: of the lock file, which stays, or may be removed with its folder within the block.
+        what: is running if the lock is held, for the error.
+
+    Raises:
+        RunFailed: another process holds it; the message names that.
+    """
+    path = Path(path)
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(descriptor, 20).decode()
+                raise RunFailed(
+                    f"{what} is running already as process {holder}: wait for it, or stop it with "
+                    f"`kill {holder}`"
+                ) from None
+            # The holder before may just have removed the file that was opened here.
+            if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+                os.truncate(descriptor, 0)
+                os.write(descriptor, str(os.getpid()).encode())
+                yield
+                return
+        finally:
+            os.close(descriptor)  # and so the lock

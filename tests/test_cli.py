@@ -1,5 +1,6 @@
 """The commands as a user types them: exit codes, and one clear line for each mistake."""
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -206,6 +208,76 @@ def test_a_signal_ends_a_stage_in_one_line_and_leaves_nothing_half_written(
     assert process.communicate(timeout=60)[1] == f"cnnpipe: {word}\n"
     assert process.returncode == code
     assert list(Path("data").iterdir()) == []
+
+
+STARTED_AS_BY_DVC = """
+import os, subprocess, sys, time
+subprocess.Popen(sys.argv[1:], env={**os.environ, "DVC_STAGE": "download"})
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("shell", [["sh", "-c", '"$0" download; :'], ["env"]])
+def test_a_stage_does_not_outlive_the_dvc_that_started_it(
+    number: signal.Signals, shell: list[str]
+) -> None:
+    Path("params.yaml").write_text("base: {seed: 7}")
+    command = [*shell, str(CNNPIPE)] if shell[0] == "sh" else [str(CNNPIPE), "download"]
+    with Path("log").open("w") as log:
+        dvc = subprocess.Popen([sys.executable, "-c", STARTED_AS_BY_DVC, *command], stderr=log)
+    while not list(Path().glob("data/.raw.*/images.zip")):  # it is drawing
+        assert dvc.poll() is None
+        time.sleep(0.05)
+    children = psutil.Process(dvc.pid).children(recursive=True)
+    dvc.send_signal(number)
+    dvc.wait()
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive and len(gone) >= 2
+    assert Path("log").read_text() == "cnnpipe: terminated\n"
+    assert list(Path("data").iterdir()) == []
+
+
+def test_a_stage_runs_once_at_a_time_in_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("params.yaml").write_text("base: {seed: 7}")
+    first = subprocess.Popen([CNNPIPE, "download"], stderr=subprocess.DEVNULL)
+    while not list(Path().glob("data/.raw.*/images.zip")):
+        assert first.poll() is None
+        time.sleep(0.05)
+    assert run("download") == 1
+    line = only_line(capsys)
+    assert f"`cnnpipe download` in this folder is running already as process {first.pid}" in line
+    first.kill()
+    first.wait()
+    assert run("download", params="download: {source: digits}") == 0  # nothing holds it any more
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_full_or_forbidden_disk_ends_a_stage_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    from cnnpipe.data import sources
+
+    def fail(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sources, "_pack", fail)
+    assert run("download", params="download: {source: digits}") == 1
+    assert f"{Path.cwd()}: {os.strerror(number)}: nothing that was there is lost" in only_line(
+        capsys
+    )
+
+
+def test_an_error_of_the_program_is_not_taken_for_one_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cnnpipe.data import sources
+
+    monkeypatch.setattr(sources, "_pack", lambda *_: Path("never-made").read_bytes())
+    Path("params.yaml").write_text("download: {source: digits}")
+    monkeypatch.setattr(sys, "argv", ["cnnpipe", "download"])
+    with pytest.raises(FileNotFoundError):
+        cli.main()
 
 
 def test_predict_without_a_model_says_what_to_run_first(capsys: pytest.CaptureFixture[str]) -> None:

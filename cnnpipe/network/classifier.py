@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cnnpipe.errors import UserError
@@ -114,7 +114,7 @@ class Classifier:
         text = json.dumps(header)
         metadata = {"cnnpipe": text, "sha256": _checksum(text, weights)}
         with whole_file(path) as part:
-            save_file(weights, part, metadata=metadata)
+            part.write_bytes(safetensors.torch.save(weights, metadata))
 
     @staticmethod
     def load(path: str | Path, device: str = "cpu") -> "Classifier":

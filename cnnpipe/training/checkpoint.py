@@ -5,7 +5,6 @@ fingerprint is of all that the training depends on, so that none is resumed by a
 name has its checksum: a damaged one is told from a whole one, and the one before is taken.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,8 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cnnpipe.errors import RunFailed
-from cnnpipe.workspace import repository_root, whole_file
+from cnnpipe.workspace import locked, repository_root, whole_file
 
 _KEPT = 2
 _STATE = "state"
@@ -90,32 +88,6 @@ def open_checkpoints(fingerprint: str) -> Iterator[Checkpoints]:
         RunFailed: the same training is running already.
     """
     folder = repository_root() / ".cnnpipe" / "checkpoints" / fingerprint
-    descriptor = _lock(folder)
-    try:
+    with locked(folder / "lock", "the same training, of the same settings, data and code,"):
         yield Checkpoints(folder)
         shutil.rmtree(folder)
-    finally:
-        os.close(descriptor)  # and so the lock
-
-
-def _lock(folder: Path) -> int:
-    """The descriptor of the folder's lock file, which is ours until it is closed."""
-    path = folder / "lock"
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 20).decode()
-            os.close(descriptor)
-            raise RunFailed(
-                f"the same training, of the same settings, data and code, is running already as "
-                f"process {holder}: wait for it, or stop it with `kill {holder}`"
-            ) from None
-        # The holder before may just have removed the file that was opened here.
-        if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
-            os.truncate(descriptor, 0)
-            os.write(descriptor, str(os.getpid()).encode())
-            return descriptor
-        os.close(descriptor)

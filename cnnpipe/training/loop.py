@@ -109,13 +109,16 @@ def fit(
             half a minute, and when it is interrupted.
 
     Raises:
-        RunFailed: the loss is not finite, or the network cannot be compiled here.
+        RunFailed: the loss is not finite, the network cannot be compiled here, or the memory of the
+            device does not suffice for an image. Where it suffices for fewer than a batch, that is
+            computed in parts; the statistics of batch normalisation are then of these.
     """
     network = classifier.network
     optimizer = _optimizer(network, settings)
     class_logits = _compiled(classifier, device) if settings.compile else classifier.class_logits
     total_steps = settings.epochs * train.num_steps
-    whole_batches = has_batch_norm(network)  # its statistics are a batch's, never a part's
+    # The statistics of batch normalisation are a batch's, as long as it fits.
+    whole_batches = has_batch_norm(network)
     part_size = sys.maxsize if whole_batches else part_of_batch(classifier, device)
     progress = _resumed(checkpoints, network, optimizer)
     done = (progress.epoch - 1) * train.num_steps + progress.step
@@ -129,6 +132,27 @@ def fit(
 
     def take_step(images: Tensor, labels: Tensor) -> Tensor:
         """Its loss, summed over the images, and its hits: (2,) float64 on the device."""
+        nonlocal part_size
+        while True:
+            try:
+                return try_step(images, labels)
+            except torch.OutOfMemoryError:
+                size = min(part_size, len(labels))
+            # Not in the handler: while it lasts, the traceback keeps all that was computed.
+            if size <= (2 if whole_batches else 1):
+                raise RunFailed(
+                    f"the memory of {device} does not suffice for {size} images at a time: use a "
+                    "smaller resize.size, train.crop_size or network"
+                )
+            part_size = size // 2
+            print(
+                f"warning: {device} is out of memory with {size} images at a time: each batch is "
+                f"computed in parts of {part_size}, as large a batch as before",
+                file=sys.stderr,
+            )
+            torch.cuda.empty_cache()
+
+    def try_step(images: Tensor, labels: Tensor) -> Tensor:
         epoch, step = progress.epoch, progress.step
         rate = learning_rate(settings, (epoch - 1) * train.num_steps + step, total_steps)
         for group in optimizer.param_groups:

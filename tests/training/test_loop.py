@@ -137,6 +137,55 @@ def test_batch_normalisation_is_never_trained_in_parts(
     assert max(sizes[2:]) == 4  # validation, where nothing depends on the batch
 
 
+def with_memory_for(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of images at a time that training tried, on a device that has room for `most`."""
+    tried: list[int] = []
+    class_logits = Classifier.class_logits
+
+    def limited(self: Classifier, images: Tensor) -> Tensor:
+        if self.network.training:
+            tried.append(len(images))
+            if len(images) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return class_logits(self, images)
+
+    monkeypatch.setattr(Classifier, "class_logits", limited)
+    return tried
+
+
+def test_out_of_memory_the_parts_halve_and_the_batch_stays(
+    make_classifier: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run() -> tuple[list[Epoch], Tensor]:
+        classifier = make_classifier()
+        history = trained(classifier, *halves(), epochs=3, learning_rate=0.01)
+        return history, weights(classifier)
+
+    expected, expected_weights = run()
+    tried = with_memory_for(5, monkeypatch)
+    history, found = run()
+    assert tried[:6] == [16, 8, 4, 4, 4, 4]
+    assert max(tried[6:]) == 4  # and it is not tried again at each step
+    torch.testing.assert_close(found, expected_weights, rtol=1e-4, atol=1e-5)
+    assert [epoch.val_accuracy for epoch in history] == [e.val_accuracy for e in expected]
+    warnings = capsys.readouterr().err.splitlines()
+    assert [line for line in warnings if "out of memory" in line] == [
+        f"warning: cpu is out of memory with {size} images at a time: each batch is computed in "
+        f"parts of {size // 2}, as large a batch as before"
+        for size in (16, 8)
+    ]
+
+
+@pytest.mark.parametrize(("batch_norm", "least"), [(False, 1), (True, 2)])
+def test_memory_for_not_even_an_image_ends_the_run(
+    make_classifier: Any, monkeypatch: pytest.MonkeyPatch, batch_norm: bool, least: int
+) -> None:
+    tried = with_memory_for(0, monkeypatch)
+    with pytest.raises(RunFailed, match=f"memory of cpu does not suffice for {least} images"):
+        trained(make_classifier(batch_norm=batch_norm), *halves(), epochs=1)
+    assert tried[-1] == least
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
 def test_every_optimizer_learns_with_every_schedule(
