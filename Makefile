@@ -36,8 +36,8 @@ check: $(INSTALLED) ## format, lint, types, imports
 bench: $(PEERS) ## measure side by side with the peers, about 13 minutes; see benchmarks/README.md
 	@for name in $(BENCHMARKS); do python -m benchmarks.$$name; done
 
-drill: $(INSTALLED) ## kill trainings and see them go on, about 5 minutes
-	@python -m benchmarks.drills.resume
+drill: $(INSTALLED) ## practise faults and print what was seen of each
+	@python -m benchmarks.drills
 
 up: $(INSTALLED) ## start the MLflow and Prefect servers; Ctrl-C stops both
 	@cnnpipe up
