@@ -1,7 +1,8 @@
 """The only module that knows MLflow: open a run, log to it, open it again, register its model.
 
-Files are the truth and MLflow is the view of them. A tracker that cannot be reached stops a
-training before it begins; one that goes away later costs a warning, and the training goes on.
+Files are the truth and MLflow is the view of them. A tracker that cannot be reached, that dies, or
+that takes too long costs a warning and never a training: what it misses waits in cnnpipe.outbox,
+and is sent once it answers, as if it had never been away.
 """
 
 import fcntl
@@ -10,12 +11,17 @@ import importlib.metadata
 import logging
 import os
 import platform
+import sqlite3
 import subprocess
 import sys
+import time
+import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +29,7 @@ from urllib.parse import urlsplit
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
 # By default a server that is down is tried for several minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 # A training of the built-in data takes seconds.
 os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "2")
@@ -34,64 +40,86 @@ import pandas as pd
 import requests
 from matplotlib.figure import Figure
 from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.entities import RunStatus
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking.context.registry import resolve_tags
+from sqlalchemy.exc import SQLAlchemyError
 
 import cnnpipe
 from cnnpipe.errors import RunFailed, UserError
+from cnnpipe.outbox import Outbox, open_outbox, waiting
 from cnnpipe.workspace import repository_root, signals_held
 
 for _name in ("mlflow", "alembic"):  # what they do well is no news
     logging.getLogger(_name).setLevel(logging.WARNING)
 
+for _name in ("mlflow.store.db", "mlflow.system_metrics"):  # what fails is told by us, once
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
 EXPERIMENT = "cnnpipe"
 MODEL_NAME = "cnnpipe"
 
+_FAILURES = (RunFailed, MlflowException, requests.RequestException, SQLAlchemyError, OSError)
+"""What it raises to call a tracker that is not there, or not well."""
+_ANSWER_S = 10
+"""That a server has to say that it is there."""
+_SLOW_S = 5
+"""From so many seconds for a call on, nothing more is sent while a stage is at work."""
+_SENDING_S = 60
+"""For sending what has waited; the rest waits on."""
+_LOCKED_S = 3
+"""For somebody else's transaction. MLflow itself would wait for 20."""
+_MOST_POINTS = 1000
+"""That MLflow takes at once."""
+
 
 class Run:
-    """An MLflow run that is being written to."""
+    """A run of MLflow's that is being written to.
 
-    def __init__(self, run: mlflow.ActiveRun, resumed: bool = False) -> None:
-        self.id: str = run.info.run_id
-        self.experiment_id: str = run.info.experiment_id
+    While MLflow does not answer, what is logged is kept in the run's outbox, and sent by whichever
+    stage reaches MLflow next, this one's end included. Each thing is sent once: what is there
+    already is not sent again, so it does not matter where a sender was killed.
+    """
+
+    def __init__(self, outbox: Outbox, run_id: str, experiment_id: str, target: "_Target | None"):
+        self.id = run_id
+        """MLflow's, or one of our own while MLflow has not been told of the run."""
+        self.experiment_id = experiment_id
+        """Empty as long."""
+        self._outbox = outbox
+        self._target = target
         self._warned = False
-        self._steps: dict[str, set[int]] | None = {} if resumed else None
-        """Of a resumed run, the steps at which each metric is there already."""
 
     def log_params(self, params: dict[str, Any]) -> None:
         """Parameters, by their dotted names."""
-        self._attempt(lambda: mlflow.log_params(params))
+        self._log("params", values={key: str(value) for key, value in params.items()})
 
     def log_metrics(self, metrics: dict[str, float | None], step: int | None = None) -> None:
         """Metrics, at an epoch or once; those that are not defined (None) are left out.
 
-        So are those that a resumed run has: MLflow would keep a second point beside the first.
+        So are those that the run has at that step: MLflow would keep a second point beside it.
         """
-
-        def log() -> None:
-            defined = {
-                key: value
-                for key, value in metrics.items()
-                if value is not None and (step or 0) not in self._logged_steps(key)
-            }
-            mlflow.log_metrics(defined, step=step)
-
-        self._attempt(log)
+        values = {key: value for key, value in metrics.items() if value is not None}
+        self._log("metrics", values=values, step=step or 0)
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """A picture, under that path of the run's artifacts."""
-        self._attempt(lambda: mlflow.log_figure(figure, path))
+        with TemporaryDirectory() as folder:
+            picture = Path(folder) / Path(path).name
+            figure.savefig(picture)
+            self.log_file(picture, str(Path(path).parent))
 
     def log_file(self, path: str | Path, folder: str) -> None:
         """A file, in that folder of the run's artifacts."""
-        self._attempt(lambda: mlflow.log_artifact(str(path), folder))
+        self._log("file", Path(path), folder=folder)
 
     def warn(self, stage: str, warnings: Sequence[str]) -> None:
         """Warnings: said on stderr, and kept as the run's tag `warnings.STAGE`."""
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
         if warnings:
-            self._attempt(lambda: mlflow.set_tag(f"warnings.{stage}", "; ".join(warnings)))
+            self._log("tag", key=f"warnings.{stage}", value="; ".join(warnings))
 
     def log_data(
         self, table: pd.DataFrame, source: str, name: str, digest: str, context: str
@@ -105,20 +133,16 @@ class Run:
             digest: 8 to 36 characters that change when the data does.
             context: train, val or test.
         """
-
-        def log() -> None:
-            data = mlflow.data.from_pandas(
-                table,
-                source=CodeDatasetSource({"source": source}),
-                targets="label",
-                name=name,
-                digest=digest,
-            )
-            counts = table["label"].value_counts().sort_index()
-            tags = {f"images.{label}": str(count) for label, count in counts.head(100).items()}
-            mlflow.log_input(data, context=context, tags=tags)
-
-        self._attempt(log)
+        data = mlflow.data.from_pandas(
+            table,
+            source=CodeDatasetSource({"source": source}),
+            targets="label",
+            name=name,
+            digest=digest,
+        )
+        counts = table["label"].value_counts().sort_index()
+        tags = {f"images.{label}": str(count) for label, count in counts.head(100).items()}
+        self._log("data", data=data.to_dict(), tags={"mlflow.data.context": context, **tags})
 
     def log_model(self, path: str | Path, class_names: Sequence[str]) -> None:
         """The model file as a servable model, a new version of the registered model `cnnpipe`.
@@ -126,26 +150,104 @@ class Run:
         It takes the bytes of image files and needs nothing from this repository. A model file that
         the run has registered already is not registered again.
         """
-        self._attempt(lambda: _register(self.id, Path(path), class_names))
+        self._log("model", Path(path), class_names=list(class_names))
+
+    def deliver(self) -> None:
+        """Sends what has been kept back, if MLflow answers now."""
+        if self._target is not None and not self._outbox.entries():
+            return
+        with suppress(*_FAILURES):
+            experiment_id = _connect()
+            with _held():
+                self._target = _send_all(self._outbox, self.id, experiment_id)
+            self.id, self.experiment_id = self._target.run_id, experiment_id
+
+    def keep_back(self, reason: object) -> None:
+        """Sends nothing from now on, and says why, once."""
+        self._target = None
+        if not self._warned:
+            print(
+                f"warning: {' '.join(str(reason).split())[:300]}; what is logged is kept in "
+                ".cnnpipe/outbox and sent by the next stage that reaches MLflow",
+                file=sys.stderr,
+            )
+        self._warned = True
+
+    def _log(self, kind: str, path: Path | None = None, **content: Any) -> None:
+        entry = {"kind": kind, "time": _now(), **content}
+        if self._target is not None:
+            started = time.monotonic()
+            try:
+                _check_unlocked()
+                with _held():
+                    self._target.send(entry, path)
+            except _FAILURES as error:
+                if _is_refusal(error):
+                    print(f"warning: MLflow refuses a {kind}: {_line(error)}", file=sys.stderr)
+                    return
+                self.keep_back(f"MLflow does not take what is logged: {_line(error)}")
+            else:
+                seconds = time.monotonic() - started
+                if path is None and seconds > _SLOW_S:
+                    self.keep_back(f"MLflow takes {seconds:.0f} s to answer")
+                return
+        self._outbox.add(entry, path)
+
+    def _end(self, status: str) -> None:
+        if status == "KILLED":  # whoever stops a run waits for it
+            os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "2"
+        self._log("end", status=status)
+        if status != "KILLED":
+            self.deliver()
+
+
+class _Target:
+    """A run in MLflow's store, and what is known to be there."""
+
+    def __init__(self, run_id: str, is_new: bool) -> None:
+        self.run_id = run_id
+        self.is_new = is_new
+        self._steps: dict[str, set[int]] = {}
+
+    def send(self, entry: dict[str, Any], path: Path | None) -> None:
+        """Tells MLflow; once more, it changes nothing."""
+        client, kind = mlflow.MlflowClient(), entry["kind"]
+        if kind == "metrics":
+            self.send_metrics([entry])
+        elif kind == "params":
+            params = [Param(key, value) for key, value in entry["values"].items()]
+            client.log_batch(self.run_id, params=params)
+        elif kind == "tag":
+            client.set_tag(self.run_id, entry["key"], entry["value"])
+        elif kind == "file":
+            client.log_artifact(self.run_id, str(path), entry["folder"])
+        elif kind == "data":
+            tags = [InputTag(key, value) for key, value in entry["tags"].items()]
+            client.log_inputs(self.run_id, [DatasetInput(Dataset(**entry["data"]), tags)])
+        elif kind == "model":
+            assert path is not None
+            _register(self.run_id, path, entry["class_names"])
+        elif kind == "end":
+            client.set_terminated(self.run_id, entry["status"], entry["time"])
+
+    def send_metrics(self, entries: Sequence[dict[str, Any]]) -> None:
+        """The points of several entries at once, without those that the run has."""
+        points = []
+        for entry in entries:
+            for key, value in entry["values"].items():
+                if entry["step"] not in self._logged_steps(key):
+                    self._steps[key].add(entry["step"])
+                    points.append(Metric(key, value, entry["time"], entry["step"]))
+        for start in range(0, len(points), _MOST_POINTS):
+            mlflow.MlflowClient().log_batch(self.run_id, points[start : start + _MOST_POINTS])
 
     def _logged_steps(self, key: str) -> set[int]:
-        if self._steps is None:
-            return set()
         if key not in self._steps:
-            points = mlflow.MlflowClient().get_metric_history(self.id, key)
+            points = (
+                [] if self.is_new else mlflow.MlflowClient().get_metric_history(self.run_id, key)
+            )
             self._steps[key] = {point.step for point in points}
         return self._steps[key]
-
-    def _attempt(self, log: Callable[[], object]) -> None:
-        try:
-            # An exception in the middle of a transaction would leave the store locked.
-            with signals_held():
-                log()
-        except (MlflowException, requests.RequestException, OSError) as error:
-            if not self._warned:
-                reason = " ".join(str(error).split())[:300]
-                print(f"warning: MLflow does not take what is logged: {reason}", file=sys.stderr)
-            self._warned = True
 
 
 @contextmanager
@@ -157,25 +259,22 @@ def start_run(name: str, tags: dict[str, str], run_id: str = "") -> Iterator[Run
     Args:
         name: of the run.
         tags: of the run, besides those that say what made it.
-        run_id: of the run to go on with, where this tracker still has it.
+        run_id: of the run to go on with; where it is gone, a new one takes its place.
 
     Raises:
-        RunFailed: the tracker cannot be reached.
+        UserError: the experiment was deleted.
     """
-    experiment_id = _connect()
-    if run_id and _active_run_id(mlflow.MlflowClient(), run_id):
-        active = mlflow.start_run(run_id=run_id, log_system_metrics=True)
-        with _ending(active, resumed=True) as run:
+    with _open_run(os.environ.get("DVC_EXP_NAME", name), tags, run_id) as run:
+        # Of a run that MLflow does not know they would have nowhere to go.
+        monitor = run.experiment_id and SystemMetricsMonitor(run.id, resume_logging=bool(run_id))
+        if monitor:
+            monitor.start()
+        try:
             yield run
-        return
-    active = mlflow.start_run(
-        experiment_id=experiment_id,
-        run_name=os.environ.get("DVC_EXP_NAME", name),
-        tags={**_origin_tags(), **tags},
-        log_system_metrics=True,
-    )
-    with _ending(active) as run:
-        yield run
+        finally:
+            # Not if interrupted, as it may have to wait for MLflow; it ends with the process.
+            if monitor and run._target and not isinstance(sys.exception(), KeyboardInterrupt):
+                monitor.finish()
 
 
 @contextmanager
@@ -186,23 +285,144 @@ def reopen_run(run_id: str, name: str) -> Iterator[Run]:
     `recovered_from`; the next time that one is found again.
 
     Raises:
-        RunFailed: the tracker cannot be reached.
+        UserError: the experiment was deleted.
     """
-    experiment_id = _connect()
-    client = mlflow.MlflowClient()
-    found = _active_run_id(client, run_id)
-    if not found:
-        recovered = client.search_runs(
-            [experiment_id], f"tags.recovered_from = '{run_id}'", max_results=1
-        )
-        found = recovered[0].info.run_id if recovered else None
-    if not found:
-        print(f"warning: MLflow has no run {run_id}, a new one takes its place", file=sys.stderr)
-        with start_run(name, {"recovered_from": run_id}) as run:
-            yield run
-        return
-    with _ending(mlflow.start_run(run_id=found, log_system_metrics=False)) as run:
+    with _open_run(name, {}, run_id) as run:
         yield run
+
+
+@contextmanager
+def _open_run(name: str, tags: dict[str, str], run_id: str) -> Iterator[Run]:
+    """The run with that id, or a new one; its own end is told whatever happens in the block."""
+    opened = _opened(name, tags)
+    experiment_id, target, problem = "", None, None
+    try:
+        experiment_id = _connect()
+        with _held():
+            _send_waiting(experiment_id, run_id)
+            target = _found_or_created(opened, run_id, experiment_id)
+    except _FAILURES as error:
+        problem = error
+    own_id = target.run_id if target else run_id or uuid.uuid4().hex
+    with open_outbox(own_id, _uri()) as outbox:
+        run = Run(outbox, own_id, experiment_id if target else "", target)
+        if problem is not None:
+            run.keep_back(_line(problem))
+            outbox.add(opened)
+        elif run_id and target and target.is_new:
+            print(
+                f"warning: MLflow has no run {run_id}, a new one takes its place", file=sys.stderr
+            )
+        status = "FAILED"
+        try:
+            yield run
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            run._end(status)
+
+
+def _found_or_created(opened: dict[str, Any], run_id: str, experiment_id: str) -> _Target:
+    """The run with that id, or the one that took its place, or else a new one that now does.
+
+    Args:
+        opened: what a new one is made of, an entry of the kind `open`.
+        run_id: empty for a new run that takes nobody's place.
+        experiment_id: where to look for it, and where it is made.
+    """
+    client = mlflow.MlflowClient()
+    found = _find(run_id, experiment_id) if run_id else None
+    if found:
+        client.update_run(found, "RUNNING")
+        return _Target(found, is_new=False)
+    tags = {**opened["tags"], **({"recovered_from": run_id} if run_id else {})}
+    created = client.create_run(experiment_id, opened["time"], tags, opened["name"])
+    return _Target(created.info.run_id, is_new=True)
+
+
+def _find(run_id: str, experiment_id: str) -> str | None:
+    """The id of the run, or of the one that took its place; None where there is neither."""
+    client = mlflow.MlflowClient()
+    try:
+        if client.get_run(run_id).info.lifecycle_stage == "active":
+            return run_id
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    others = client.search_runs([experiment_id], f"tags.recovered_from = '{run_id}'", max_results=1)
+    return str(others[0].info.run_id) if others else None
+
+
+def _send_waiting(experiment_id: str, awaited: str) -> None:
+    """Sends what runs before have left, but for those that a process is writing to.
+
+    Args:
+        experiment_id: of runs that MLflow has not been told of.
+        awaited: a run that is needed now; who is sending what it has left is waited for.
+    """
+    for run_id in waiting():
+        with ExitStack() as stack:
+            try:
+                outbox = stack.enter_context(open_outbox(run_id, _uri(), run_id == awaited))
+            except RunFailed:
+                continue
+            if outbox.entries():
+                target = _send_all(outbox, run_id, experiment_id)
+                print(f"sent to MLflow what it had missed of run {target.run_id}")
+
+
+def _send_all(outbox: Outbox, run_id: str, experiment_id: str) -> _Target:
+    """Sends all that is in the outbox of the run; the run, as MLflow has it.
+
+    Raises:
+        RunFailed: it takes too long; the rest is kept.
+    """
+    _check_unlocked()
+    deadline = time.monotonic() + _SENDING_S
+    target = None
+    for kind, group in groupby(outbox.entries(), lambda entry: entry.content["kind"]):
+        entries = list(group)
+        if time.monotonic() > deadline:
+            raise RunFailed("MLflow takes too long")
+        if target is None:
+            opened = entries[0].content if kind == "open" else _opened("recovered", {})
+            target = _found_or_created(opened, run_id, experiment_id)
+        try:
+            if kind == "metrics":
+                target.send_metrics([entry.content for entry in entries])
+            else:
+                for entry in entries:
+                    target.send(entry.content, entry.path)
+        except _FAILURES as error:
+            if not _is_refusal(error):
+                raise
+            print(f"warning: MLflow refuses a {kind}: {_line(error)}", file=sys.stderr)
+        for entry in entries:
+            outbox.remove(entry)
+    return target or _found_or_created(_opened("recovered", {}), run_id, experiment_id)
+
+
+def _opened(name: str, tags: dict[str, str]) -> dict[str, Any]:
+    """What a new run is made of, as an entry of an outbox."""
+    tags = resolve_tags({**_origin_tags(), **tags})
+    return {"kind": "open", "time": _now(), "name": name, "tags": tags}
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether MLflow would not take it however often it is told."""
+    code = getattr(error, "error_code", None)
+    return code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _now() -> int:
+    """Milliseconds since 1970, as MLflow counts."""
+    return time.time_ns() // 1_000_000
 
 
 def find_model_file(uri: str) -> Path:
@@ -255,19 +475,55 @@ def digest(*paths: str | Path) -> str:
     return total.hexdigest()[:16]
 
 
-def _connect() -> str:
-    """Points MLflow to its store; the experiment's id."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or local_store()
-    if urlsplit(uri).scheme in ("http", "https"):
+def _uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or local_store()
+
+
+def _held() -> AbstractContextManager[None]:
+    """Signals wait where the store is a database, which an exception amid a transaction locks."""
+    return nullcontext() if _is_remote(_uri()) else signals_held()
+
+
+def _is_remote(uri: str) -> bool:
+    return urlsplit(uri).scheme in ("http", "https")
+
+
+def _check_unlocked() -> None:
+    """Raises `RunFailed` where another process keeps the store, a SQLite file, locked."""
+    _, is_file, path = _uri().partition("sqlite:///")
+    if not is_file or not Path(path).exists():
+        return
+    try:
+        connection = sqlite3.connect(path, timeout=_LOCKED_S, isolation_level=None)
         try:
-            requests.get(uri.rstrip("/") + "/health", timeout=10).raise_for_status()
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        finally:
+            connection.close()
+    except sqlite3.OperationalError as error:
+        raise RunFailed(f"the MLflow store {path} cannot be used: {error}") from None
+
+
+def _connect() -> str:
+    """Points MLflow to its store; the experiment's id.
+
+    Raises:
+        RunFailed: the tracker cannot be reached.
+        UserError: the experiment was deleted.
+    """
+    uri = _uri()
+    shown = uri.rpartition("@")[2]  # without a password
+    if _is_remote(uri):
+        try:
+            requests.get(uri.rstrip("/") + "/health", timeout=_ANSWER_S).raise_for_status()
         except requests.RequestException as error:
             raise RunFailed(
-                f"MLFLOW_TRACKING_URI = {uri}: no MLflow server answers there: "
+                f"MLFLOW_TRACKING_URI = {shown}: no MLflow server answers there: "
                 f"{type(error).__name__}; start one with `cnnpipe up`, or unset the variable"
             ) from None
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
+    _check_unlocked()
     try:
         # Several processes that make a database's tables at once get in each other's way.
         with _lock():
@@ -279,14 +535,12 @@ def _connect() -> str:
                 return str(mlflow.create_experiment(EXPERIMENT, artifact_location=location))
             if experiment.lifecycle_stage == "deleted":
                 raise UserError(
-                    f"{uri}: the MLflow experiment {EXPERIMENT!r} was deleted: restore it with "
+                    f"{shown}: the MLflow experiment {EXPERIMENT!r} was deleted: restore it with "
                     f"`mlflow experiments restore -x {experiment.experiment_id}`"
                 )
             return str(experiment.experiment_id)
-    except (MlflowException, OSError) as error:
-        raise RunFailed(
-            f"the MLflow store {uri} cannot be used: {' '.join(str(error).split())[:200]}"
-        ) from None
+    except _FAILURES as error:
+        raise RunFailed(f"the MLflow store {shown} cannot be used: {_line(error)}") from None
 
 
 @contextmanager
@@ -296,28 +550,6 @@ def _lock() -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@contextmanager
-def _ending(active: mlflow.ActiveRun, resumed: bool = False) -> Iterator[Run]:
-    status = RunStatus.FAILED
-    try:
-        yield Run(active, resumed)
-        status = RunStatus.FINISHED
-    except KeyboardInterrupt:
-        status = RunStatus.KILLED
-        raise
-    finally:
-        with suppress(MlflowException, requests.RequestException), signals_held():
-            mlflow.end_run(RunStatus.to_string(status))
-
-
-def _active_run_id(client: mlflow.MlflowClient, run_id: str) -> str | None:
-    try:
-        run = client.get_run(run_id)
-    except MlflowException:
-        return None
-    return run_id if run.info.lifecycle_stage == "active" else None
 
 
 def _origin_tags() -> dict[str, str]:
@@ -355,7 +587,7 @@ def _register(run_id: str, path: Path, class_names: Sequence[str]) -> None:
     outputs = [ColSpec(DataType.string, "prediction")]
     outputs += [ColSpec(DataType.double, f"probability_{name}") for name in class_names]
     package = Path(cnnpipe.__file__).parent
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), mlflow.start_run(run_id=run_id, log_system_metrics=False):
         # It asks for an example of the input, which the signature makes unnecessary.
         warnings.simplefilter("ignore", UserWarning)
         info = mlflow.pyfunc.log_model(

@@ -74,15 +74,16 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: str | Path, what: str) -> Iterator[None]:
+def locked(path: str | Path, what: str, wait: bool = False) -> Iterator[None]:
     """Holds the lock file for the block; it is free as soon as this process has ended, however.
 
     Args:
         path: of the lock file, which stays, or may be removed with its folder within the block.
         what: is running if the lock is held, for the error.
+        wait: until the lock is free.
 
     Raises:
-        RunFailed: another process holds it; the message names that.
+        RunFailed: another process holds it, and `wait` is false; the message names that.
     """
     path = Path(path)
     while True:
@@ -90,8 +91,9 @@ def locked(path: str | Path, what: str) -> Iterator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                # Not flock, whose locks a process shares with those that it forks.
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except (BlockingIOError, PermissionError):  # whichever the system has for it
                 holder = os.read(descriptor, 20).decode()
                 raise RunFailed(
                     f"{what} is running already as process {holder}: wait for it, or stop it with "

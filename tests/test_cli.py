@@ -167,10 +167,12 @@ def test_a_missing_mlflow_server(
         assert run(stage, params=small) == 0
     capsys.readouterr()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert run("train", params=small) == 1
-    assert "MLFLOW_TRACKING_URI = http://127.0.0.1:9: no MLflow server" in only_line(capsys)
-    assert not Path("models").exists()
-    assert not Path("reports").exists()
+    assert run("train", params=small) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
+    assert len(lines) == 1 and lines[0].startswith(
+        "warning: MLFLOW_TRACKING_URI = http://127.0.0.1:9: no MLflow server answers there"
+    )
+    assert Path("models/model.safetensors").exists()
 
 
 def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,7 +235,7 @@ def test_a_stage_does_not_outlive_the_dvc_that_started_it(
     dvc.send_signal(number)
     dvc.wait()
     gone, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive and len(gone) >= 2
+    assert not alive and gone
     assert Path("log").read_text() == "cnnpipe: terminated\n"
     assert list(Path("data").iterdir()) == []
 

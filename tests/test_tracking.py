@@ -1,15 +1,27 @@
 """What MLflow is told, and what happens when it is not there."""
 
 import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
 
 from cnnpipe import tracking
 from cnnpipe.errors import RunFailed, UserError
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -69,30 +81,287 @@ def test_an_experiments_workspace_logs_to_the_repositorys_store(
     assert client().get_run(run.id).info.status == "FINISHED"
 
 
-def test_a_tracker_that_goes_away_costs_one_warning(
+def points(run_id: str, key: str = "val/loss") -> list[tuple[int, float]]:
+    return [(p.step, p.value) for p in client().get_metric_history(run_id, key)]
+
+
+def runs() -> list[mlflow.entities.Run]:
+    experiment = client().get_experiment_by_name(tracking.EXPERIMENT)
+    return list(client().search_runs([experiment.experiment_id], max_results=10_000))
+
+
+def outbox() -> list[Path]:
+    return list(Path(".cnnpipe/outbox").glob("*"))
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """`away(True)`: from now on MLflow cannot be reached; `away(False)`: it is back."""
+    connect, send = tracking._connect, tracking._Target.send
+    is_away = False
+
+    def connected() -> str:
+        if is_away:
+            raise RunFailed("no MLflow server answers there")
+        return connect()
+
+    def sent(self: tracking._Target, *arguments: Any) -> None:
+        if is_away:
+            raise MlflowException("connection\nrefused")
+        send(self, *arguments)
+
+    def switch(on: bool) -> None:
+        nonlocal is_away
+        is_away = on
+
+    monkeypatch.setattr(tracking, "_connect", connected)
+    monkeypatch.setattr(tracking._Target, "send", sent)
+    return switch
+
+
+def log_everything(run: tracking.Run, model: Path) -> None:
+    run.log_params({"model.filters": 20})
+    run.log_data(pd.DataFrame({"label": ["cat", "dog"]}), "x", "x/train", "0123456789", "train")
+    for epoch in (1, 2, 3):
+        run.log_metrics({"val/loss": 1 / epoch, "val/accuracy": 0.5}, step=epoch)
+    figure = Figure()
+    run.log_figure(figure, "train/curves.png")
+    run.warn("train", ["it memorises"])
+    run.log_model(model, ["cat", "dog"])
+
+
+def assert_everything_is_there_once(run_id: str, status: str = "FINISHED") -> None:
+    found = client().get_run(run_id)
+    assert found.info.status == status
+    assert found.data.params == {"model.filters": "20"}
+    assert found.data.tags["warnings.train"] == "it memorises"
+    assert points(run_id) == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert points(run_id, "val/accuracy") == [(1, 0.5), (2, 0.5), (3, 0.5)]
+    assert [i.dataset.name for i in found.inputs.dataset_inputs] == ["x/train"]
+    assert [f.path for f in client().list_artifacts(run_id, "train")] == ["train/curves.png"]
+    assert len(client().search_model_versions(f"run_id = '{run_id}'")) == 1
+
+
+@pytest.fixture
+def model(tmp_path: Path, make_classifier: Any) -> Path:
+    make_classifier(seed=int(time.time())).save(tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def test_a_tracker_that_goes_away_and_comes_back_misses_nothing(
+    away: Callable[[bool], None], model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tracking.start_run("x", {}) as run:
+        run.log_metrics({"val/loss": 1.0}, step=1)
+        away(True)
+        log_everything(run, model)
+        assert points(run.id) == [(1, 1.0)]
+        away(False)
+        run.log_metrics({"val/loss": 1 / 4}, step=4)
+        assert points(run.id) == [(1, 1.0)]  # in their order, so not before the others
+        id_before = run.id
+    assert run.id == id_before
+    assert points(run.id)[-1] == (4, 0.25)
+    assert [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line] == [
+        "warning: MLflow does not take what is logged: connection refused; what is logged is kept "
+        "in .cnnpipe/outbox and sent by the next stage that reaches MLflow"
+    ]
+    assert client().get_run(run.id).info.status == "FINISHED"
+    assert outbox() == []
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_tracker_that_is_not_there_is_told_everything_later(
+    away: Callable[[bool], None], model: Path, capsys: pytest.CaptureFixture[str], interrupted: bool
+) -> None:
+    before = {run.info.run_id for run in runs()} if tracking.prepare_store() else set()
+    away(True)
+    began = time.time() * 1000
+    with suppress(KeyboardInterrupt), tracking.start_run("mine", {"device": "cpu"}) as run:
+        log_everything(run, model)
+        if interrupted:
+            raise KeyboardInterrupt
+    assert run.experiment_id == ""
+    ended = time.time() * 1000
+    assert capsys.readouterr().err.count("what is logged is kept in .cnnpipe/outbox") == 1
+    assert len(outbox()) == 1
+    away(False)
+    time.sleep(0.1)
+    with tracking.start_run("another", {}) as another:
+        pass
+    (found,) = [r for r in runs() if r.info.run_id not in before | {another.id}]
+    assert_everything_is_there_once(found.info.run_id, "KILLED" if interrupted else "FINISHED")
+    assert found.info.run_name == "mine"
+    assert found.data.tags["device"] == "cpu" and "python_version" in found.data.tags
+    assert began - 1 <= found.info.start_time <= found.info.end_time <= ended + 1
+    times = [p.timestamp for p in client().get_metric_history(found.info.run_id, "val/loss")]
+    assert began - 1 <= times[0] <= times[-1] <= ended + 1
+    assert outbox() == []
+    # Under the id that models/run.json has it is found from now on.
+    with tracking.reopen_run(run.id, "again") as again:
+        assert again.id == found.info.run_id
+    assert f"no run {run.id}" not in capsys.readouterr().err
+
+
+def test_a_sender_that_is_killed_at_any_moment_sends_nothing_twice(
+    away: Callable[[bool], None], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking.prepare_store()
+    count = len(runs())
+    away(True)
+    with tracking.start_run("x", {}) as run:
+        log_everything(run, model)
+    away(False)
+    remove = tracking.Outbox.remove
+    left = [0]
+
+    def killed(self: tracking.Outbox, entry: Any) -> None:
+        if not left[0]:
+            raise SystemExit  # after it was sent, and before it is forgotten
+        left[0] -= 1
+        remove(self, entry)
+
+    monkeypatch.setattr(tracking.Outbox, "remove", killed)
+    moments = 0
+    while True:
+        left[0] = moments
+        with suppress(SystemExit), tracking.reopen_run(run.id, "x") as again:
+            break
+        moments = 1  # each time one more thing is got rid of
+    assert len(runs()) == count + 1
+    assert_everything_is_there_once(again.id)
+
+
+def test_a_training_that_is_resumed_while_the_tracker_is_away_is_one_run(
+    away: Callable[[bool], None], model: Path
+) -> None:
+    tracking.prepare_store()
+    count = len(runs())
+    away(True)
+    with suppress(KeyboardInterrupt), tracking.start_run("x", {}) as first:
+        first.log_metrics({"val/loss": 1.0, "val/accuracy": 0.5}, step=1)
+        raise KeyboardInterrupt
+    with suppress(KeyboardInterrupt), tracking.start_run("x", {}, first.id) as second:
+        assert second.id == first.id
+        log_everything(second, model)
+        raise KeyboardInterrupt
+    away(False)
+    with tracking.start_run("x", {}, first.id) as third:
+        log_everything(third, model)
+    assert len(runs()) == count + 1
+    assert_everything_is_there_once(third.id)
+    assert client().get_run(third.id).data.tags["recovered_from"] == first.id
+
+
+def test_a_short_absence_at_the_start_leaves_mlflows_own_id(away: Callable[[bool], None]) -> None:
+    away(True)
+    with tracking.start_run("x", {}) as run:
+        own = run.id
+        away(False)
+        run.deliver()
+        assert run.id != own and run.experiment_id
+        run.log_metrics({"val/loss": 1.0}, step=1)
+        assert points(run.id) == [(1, 1.0)]
+    assert client().get_run(run.id).info.status == "FINISHED"
+
+
+def test_two_that_send_at_once_send_nothing_twice(away: Callable[[bool], None]) -> None:
+    tracking.prepare_store()
+    count = len(runs())
+    away(True)
+    with tracking.start_run("x", {}) as run:
+        for epoch in range(200):
+            run.log_metrics({"val/loss": 1.0}, step=epoch)
+            if epoch % 20 == 0:
+                run.warn(f"train{epoch}", ["x"])  # so that it is not one request
+    away(False)
+    code = f"from cnnpipe import tracking\nwith tracking.reopen_run('{run.id}', 'x'): pass"
+    senders = [
+        subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
+        for _ in range(3)
+    ]
+    assert [sender.wait() for sender in senders] == [0, 0, 0]
+    with tracking.reopen_run(run.id, "x") as again:
+        assert sorted(points(again.id)) == [(epoch, 1.0) for epoch in range(200)]
+    assert len(runs()) == count + 1
+    assert outbox() == []
+
+
+def test_a_locked_store_costs_seconds_and_no_point(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "_LOCKED_S", 0.2)
+    tracking.prepare_store()
+    other = sqlite3.connect(store / "mlflow.db", isolation_level=None)
+    with tracking.start_run("x", {}) as run:
+        run.log_metrics({"val/loss": 1.0}, step=1)
+        # Not before the monitor of the machine is at rest, which would hold it for a moment.
+        for _ in range(100):
+            with suppress(sqlite3.OperationalError):
+                other.execute("BEGIN EXCLUSIVE")
+                break
+        run.log_metrics({"val/loss": 0.5}, step=2)
+        other.execute("ROLLBACK")
+    assert points(run.id) == [(1, 1.0), (2, 0.5)]
+    assert "mlflow.db cannot be used: database is locked; what is logged" in capsys.readouterr().err
+    other.execute("BEGIN EXCLUSIVE")
+    with tracking.start_run("y", {}) as offline:
+        offline.log_metrics({"val/loss": 1.0}, step=1)
+    other.execute("ROLLBACK")
+    assert offline.experiment_id == ""
+    with tracking.reopen_run(offline.id, "y") as again:
+        assert points(again.id) == [(1, 1.0)]
+
+
+def test_a_server_that_never_answers_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*args: object, **kwargs: object) -> None:
-        raise MlflowException("connection\nrefused")
-
-    with tracking.start_run("x", {}) as run:
-        monkeypatch.setattr(mlflow, "log_metrics", fail)
-        run.log_metrics({"a": 1.0})
-        run.log_metrics({"a": 2.0})
-    assert capsys.readouterr().err == (
-        "warning: MLflow does not take what is logged: connection refused\n"
-    )
-
-
-def test_a_server_that_does_not_answer_ends_the_run_before_it_begins(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port
-    with (
-        pytest.raises(RunFailed, match=r"MLFLOW_TRACKING_URI = http://127\.0\.0\.1:9: no MLflow"),
-        tracking.start_run("x", {}),
-    ):
+    monkeypatch.setattr(tracking, "_ANSWER_S", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@{address}")
+        with tracking.start_run("x", {}) as run:
+            run.log_metrics({"val/loss": 1.0}, step=1)
+    warning = capsys.readouterr().err
+    assert f"MLFLOW_TRACKING_URI = {address}: no MLflow server answers there" in warning
+    kept = "".join(p.read_text() for p in Path(".cnnpipe/outbox").rglob("*.json"))
+    assert "val/loss" in kept and "secret" not in warning + kept
+    # What is for another tracker is neither sent here nor lost.
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with tracking.start_run("x", {}):
         pass
+    assert kept == "".join(p.read_text() for p in Path(".cnnpipe/outbox").rglob("*.json"))
+    shutil.rmtree(".cnnpipe/outbox")
+
+
+def test_a_slow_tracker_is_asked_once_and_told_the_rest_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "_SLOW_S", 0)
+    with tracking.start_run("x", {}) as run:
+        run.log_metrics({"val/loss": 1.0}, step=1)
+        run.log_metrics({"val/loss": 0.5}, step=2)
+        assert points(run.id) == [(1, 1.0)]
+    assert points(run.id) == [(1, 1.0), (2, 0.5)]
+    assert capsys.readouterr().err.count("to answer; what is logged is kept") == 1
+
+
+def test_what_mlflow_refuses_is_said_and_keeps_nothing_else_back(
+    away: Callable[[bool], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for is_away in (False, True):
+        with tracking.start_run("x", {}) as run:
+            away(is_away)
+            run.log_params({"a": 1})
+            run.log_params({"a": 2})  # which MLflow lets nobody change
+            run.log_metrics({"val/loss": 1.0}, step=1)
+            away(False)
+        assert client().get_run(run.id).data.params == {"a": "1"}
+        assert points(run.id) == [(1, 1.0)]
+        assert "warning: MLflow refuses a params: " in capsys.readouterr().err
+    assert outbox() == []
 
 
 def test_data_are_logged_with_digest_and_class_counts() -> None:

@@ -32,7 +32,6 @@ def run(params: Params) -> None:
 
     Raises:
         UserError: an input is missing, or the model was trained on other classes.
-        RunFailed: the tracker cannot be reached.
     """
     trained_by = _trained_by()
     images, _ = open_images("data/resized")
