@@ -66,7 +66,7 @@ _ANSWER_S = 10
 """That a server has to say that it is there."""
 _SLOW_S = 5
 """From so many seconds for a call on, nothing more is sent while a stage is at work."""
-_SENDING_S = 60
+_SENDING_S = 30
 """For sending what has waited; the rest waits on."""
 _LOCKED_S = 3
 """For somebody else's transaction. MLflow itself would wait for 20."""

@@ -6,10 +6,10 @@ anything was otherwise.
 
 import sys
 
-from benchmarks.drills import disk, resume, stops, together
+from benchmarks.drills import disk, resume, stops, together, tracker
 from benchmarks.drills.drill import AS_EXPECTED
 
-DRILLS = [drill for module in (resume, stops, together, disk) for drill in module.DRILLS]
+DRILLS = [drill for module in (resume, stops, together, disk, tracker) for drill in module.DRILLS]
 
 
 def main(names: list[str]) -> int:

@@ -125,7 +125,8 @@ def run(params: Params) -> None:
                 best.epoch * train.num_steps,
             ),
         )  # fmt: skip
-        tracked.deliver()  # so that, if it has missed the run's beginning, the id is MLflow's own
+        if not tracked.experiment_id:  # MLflow was away at the start: if it is back, it has an id
+            tracked.deliver()
         replace(classifier, run_id=tracked.id).save("models/model.safetensors")
         with whole_file("models/run.json") as part:
             ids = {"run_id": tracked.id, "experiment_id": tracked.experiment_id}
