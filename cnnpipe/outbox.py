@@ -81,7 +81,7 @@ def open_outbox(run: str, receiver: str, wait: bool = True) -> Iterator[Outbox]:
         RunFailed: another process has it open, and `wait` is false.
     """
     folder = _root() / run
-    with locked(folder / "lock", f"what waits to be sent of run {run}", wait):
+    with locked(folder / "lock", f"the sending for run {run}", wait):
         outbox = Outbox(folder, receiver)
         try:
             yield outbox

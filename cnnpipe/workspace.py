@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def locked(path: str | Path, what: str, wait: bool = False) -> Iterator[None]:
     Args:
         path: of the lock file, which stays, or may be removed with its folder within the block.
         what: is running if the lock is held, for the error.
-        wait: until the lock is free.
+        wait: until the lock is free, and say on stderr for whom.
 
     Raises:
         RunFailed: another process holds it, and `wait` is false; the message names that.
@@ -92,13 +93,16 @@ def locked(path: str | Path, what: str, wait: bool = False) -> Iterator[None]:
         try:
             try:
                 # Not flock, whose locks a process shares with those that it forks.
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):  # whichever the system has for it
                 holder = os.read(descriptor, 20).decode()
-                raise RunFailed(
-                    f"{what} is running already as process {holder}: wait for it, or stop it with "
-                    f"`kill {holder}`"
-                ) from None
+                running = f"{what} is running already as process {holder}"
+                if not wait:
+                    raise RunFailed(
+                        f"{running}: wait for it, or stop it with `kill {holder}`"
+                    ) from None
+                print(f"{running}: waits for it", file=sys.stderr)
+                fcntl.lockf(descriptor, fcntl.LOCK_EX)
             # The holder before may just have removed the file that was opened here.
             if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
                 os.truncate(descriptor, 0)

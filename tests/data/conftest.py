@@ -56,7 +56,11 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`, by path, on loopback; the first `failures` answers of a path are 503."""
+    """Serves `files`, by path, on loopback; the first `failures` answers of a path are 503.
+
+    An answer stops after the next of `cuts` bytes, if there are any. With `ranges` a part of a file
+    can be asked for; its state is called `tag`.
+    """
 
     daemon_threads = True
 
@@ -65,6 +69,10 @@ class Server(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.failures: Counter[str] = Counter()
         self.requests: list[str] = []
+        self.cuts: list[int] = []
+        self.ranges = False
+        self.tag = '"1"'
+        self.sent: list[int] = []
 
     @property
     def address(self) -> str:
@@ -82,10 +90,28 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send_error(503)
         if path not in self.server.files:
             return self.send_error(404)
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.files[path])))
+        data = self.server.files[path]
+        asked = self.headers.get("Range", "")
+        is_same = self.headers.get("If-Range", self.server.tag) == self.server.tag
+        start = int(asked.removeprefix("bytes=").rstrip("-") or 0)
+        if not self.server.ranges or not is_same:
+            start = 0
+        if start >= len(data) > 0:
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(data)}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        if self.server.ranges and self.server.tag:
+            self.send_header("ETag", self.server.tag)
+        self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
-        self.wfile.write(self.server.files[path])
+        rest = bytes(data)[start:]
+        rest = rest[: self.server.cuts.pop(0)] if self.server.cuts else rest
+        self.wfile.write(rest)
+        self.server.sent.append(len(rest))
 
     def log_message(self, *args: Any) -> None:
         pass

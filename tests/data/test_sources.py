@@ -1,5 +1,6 @@
 """Tests of where images come from: the real download code against a server on loopback."""
 
+import errno
 import gzip
 import hashlib
 import io
@@ -7,6 +8,8 @@ import json
 import os
 import socket
 import struct
+import subprocess
+import sys
 import tarfile
 import time
 import zipfile
@@ -325,22 +328,136 @@ def test_a_server_that_keeps_failing_fails_the_run(server: Any, pauses: list[flo
     assert downloads() == []
 
 
-def test_a_connection_lost_midway_is_tried_again(
-    server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Cut(bytes):
-        """Bytes whose server promises one more than it sends, once."""
-
-        promises = 1
-
-        def __len__(self) -> int:
-            Cut.promises -= 1
-            return super().__len__() + (Cut.promises >= 0)
-
-    server.files["/pets.zip"] = Cut(b"pets")
+def test_a_connection_lost_midway_is_tried_again(server: Any) -> None:
+    server.files["/pets.zip"] = b"pets"
+    server.cuts = [3]
     path = fetch(f"{server.address}/pets.zip", "pets.zip", f"sha256:{sha256(b'pets')}")
     assert path.read_bytes() == b"pets"
     assert len(server.requests) == 2
+
+
+CONTENT = bytes(range(256)) * 2000
+
+
+def fetch_pets(server: Any) -> Path:
+    server.files.setdefault("/pets.zip", CONTENT)
+    return fetch(f"{server.address}/pets.zip", "pets.zip", f"sha256:{sha256(CONTENT)}")
+
+
+@pytest.mark.parametrize("tag", ['"1"', 'W/"1"', ""])
+def test_a_download_goes_on_where_it_stopped(server: Any, tag: str, pauses: list[float]) -> None:
+    server.ranges, server.tag = True, tag
+    server.cuts = [65_536, 0, 131_072, 5]
+    assert fetch_pets(server).read_bytes() == CONTENT
+    assert server.sent == [65_536, 0, 131_072, 5, len(CONTENT) - 3 * 65_536]
+    assert pauses == [1, 2, 1, 2]  # from the start after each that brought something
+    ]  # anew after each that brought something
+    assert [path.name for path in downloads()] == ["pets.zip"]
+
+
+def test_a_server_that_knows_no_parts_sends_all_again(server: Any) -> None:
+    server.cuts = [65_536]
+    assert fetch_pets(server).read_bytes() == CONTENT
+    assert server.sent == [65_536, len(CONTENT)]
+
+
+def test_a_later_run_goes_on_with_what_an_earlier_one_got(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.ranges, server.cuts = True, [65_536]
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(time, "sleep", interrupt)
+        fetch_pets(server)
+    assert sorted(p.name for p in downloads()) == ["pets.zip.part", "pets.zip.part.validator"]
+    assert fetch_pets(server).read_bytes() == CONTENT
+    assert server.sent == [65_536, len(CONTENT) - 65_536]
+
+
+@pytest.mark.parametrize("tag", ['"1"', ""])
+def test_a_file_that_was_exchanged_on_the_server_is_not_pieced_together(
+    server: Any, tag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.ranges, server.cuts, server.tag = True, [65_536], tag
+    server.files["/pets.zip"] = bytes(len(CONTENT))
+
+    def exchange(seconds: float) -> None:
+        server.files["/pets.zip"] = CONTENT
+        server.tag = tag and '"2"'
+
+    monkeypatch.setattr(time, "sleep", exchange)
+    assert fetch_pets(server).read_bytes() == CONTENT
+    assert server.sent[-1] == len(CONTENT)
+
+
+def test_a_part_that_is_the_whole_file_is_only_checked(server: Any) -> None:
+    server.ranges, server.cuts = True, [0]
+    path = fetch_pets(server)
+    path.rename(path.with_name("pets.zip.part"))
+    server.sent.clear()
+    assert fetch_pets(server).read_bytes() == CONTENT
+    assert server.sent == []
+
+
+@pytest.mark.parametrize("length", [len(CONTENT), len(CONTENT) + 1, 7])
+def test_a_part_of_something_else_is_fetched_anew(server: Any, length: int) -> None:
+    server.ranges = True
+    path = fetch_pets(server)
+    path.unlink()
+    path.with_name("pets.zip.part").write_bytes(bytes(length))
+    assert fetch_pets(server).read_bytes() == CONTENT
+    assert [path.name for path in downloads()] == ["pets.zip"]
+
+
+def test_a_full_disk_leaves_what_there_is(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.ranges = True
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "fsync", full)
+        fetch_pets(server)
+    assert os.fsync is fsync
+    server.sent.clear()
+    assert fetch_pets(server).read_bytes() == CONTENT
+    assert server.sent == []
+
+
+def test_a_download_that_was_killed_goes_on_and_two_at_once_fetch_once(server: Any) -> None:
+    server.ranges = True
+    # It stops in the middle, and holds the connection until it is killed.
+    server.files["/pets.zip"] = CONTENT
+    code = (
+        "import sys, time\nfrom cnnpipe.data.fetch import fetch, requests\n"
+        "chunks = requests.Response.iter_content\n"
+        "def some(self, size):\n"
+        "    for i, chunk in enumerate(chunks(self, size)):\n"
+        "        if i == 3 and len(sys.argv) > 2:\n"
+        "            print('amid', flush=True)\n            time.sleep(600)\n"
+        "        yield chunk\n"
+        "requests.Response.iter_content = some\n"
+        f"print(fetch(sys.argv[1], 'pets.zip', 'sha256:{sha256(CONTENT)}'))"
+    )
+    root = Path(__file__).parents[2]
+    arguments = [sys.executable, "-c", code, f"{server.address}/pets.zip"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    first = subprocess.Popen([*arguments, "stop"], stdout=subprocess.PIPE, env=environment)
+    assert first.stdout is not None and first.stdout.readline() == b"amid\n"
+    second = subprocess.Popen(arguments, stderr=subprocess.PIPE, env=environment, text=True)
+    assert second.stderr is not None
+    told = f"is running already as process {first.pid}: waits for it"
+    assert told in second.stderr.readline()
+    first.kill()
+    first.communicate()
+    assert second.wait() == 0
+    (path,) = downloads()
+    assert path.read_bytes() == CONTENT
+    assert server.sent[-1] == len(CONTENT) - 3 * 65_536
 
 
 def test_a_server_that_does_not_answer_fails_the_run(pauses: list[float], server: Any) -> None:
