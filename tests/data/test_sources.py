@@ -351,7 +351,6 @@ def test_a_download_goes_on_where_it_stopped(server: Any, tag: str, pauses: list
     assert fetch_pets(server).read_bytes() == CONTENT
     assert server.sent == [65_536, 0, 131_072, 5, len(CONTENT) - 3 * 65_536]
     assert pauses == [1, 2, 1, 2]  # from the start after each that brought something
-    ]  # anew after each that brought something
     assert [path.name for path in downloads()] == ["pets.zip"]
 
 
