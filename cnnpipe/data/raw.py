@@ -4,6 +4,8 @@
 each with its path, class and official split, and the bytes of any of them.
 """
 
+import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -11,6 +13,7 @@ import json
 import lzma
 import os
 import shutil
+import stat
 import struct
 import tarfile
 import tempfile
@@ -33,7 +36,20 @@ from cnnpipe.workspace import whole_file
 
 SOURCE_FILE = "source.json"
 
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError)
+_MOST_BYTES = 1 << 30
+"""Of an image file: what the largest picture that is decoded takes in 16 bits a colour. What claims
+to be larger is not read."""
+_ALWAYS_UNPACKED = 1 << 30
+_MOST_UNPACKED = 100
+"""A compressed tar may unpack to so many bytes, or so many times its size."""
+_MOST_HEADER = 16 << 20
+"""What is read of a tar at once: extended headers are a few hundred bytes."""
+_ENCRYPTED = 1
+"""The flag of a zip's entry. Source: PKWARE, "APPNOTE.TXT", section 4.4.4."""
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError,
+            ValueError, OverflowError, NotImplementedError)  # fmt: skip
 """What reading a damaged archive, or one that is none, raises."""
 
 
@@ -118,6 +134,8 @@ def open_raw(folder: str | Path) -> Iterator[tuple[Raw, list[RawImage]]]:
         except NoClasses as error:
             raise UserError(f"{archive}: {error}") from None
         except _DAMAGED as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:  # for the plain copy
+                raise
             raise UserError(
                 f"{archive}: cannot be read, run `cnnpipe download` again: {error}"
             ) from None
@@ -132,13 +150,11 @@ def _open(folder: Path, source: Source) -> Iterator[Raw]:
     elif zipfile.is_zipfile(archive):
         yield Zip(archive)
     else:
-        with tarfile.open(archive) as tar, ExitStack() as stack:
-            stream: Any = tar.fileobj
-            if not isinstance(stream, io.BufferedReader):
+        with ExitStack() as stack, _tar_stream(archive) as (stream, is_compressed):
+            if is_compressed:
                 # A compressed tar can only be read from the front, a plain copy from anywhere.
                 scratch = tempfile.TemporaryDirectory(dir=folder.parent, prefix=".untar.")
                 archive = Path(stack.enter_context(scratch)) / "plain.tar"
-                stream.seek(0)
                 with archive.open("wb") as plain:
                     shutil.copyfileobj(stream, plain, 1 << 20)
             yield Tar(archive)
@@ -150,19 +166,28 @@ def check_archive(path: Path) -> None:
     Raises:
         UserError: it is not.
     """
+    names: list[str] = []
     try:
         if zipfile.is_zipfile(path):
-            names = list(Zip(path).files)
-        elif tarfile.is_tarfile(path):
-            with tarfile.open(path) as tar:
-                names = [member.name for member in tar if member.isfile()]
+            files = Zip(path).files
+            names = list(files)
+            if files and all(info.flag_bits & _ENCRYPTED for info in files.values()):
+                raise UserError(f"{path.name}: is encrypted: take the password off it")
         else:
-            raise UserError(f"{path.name}: neither a zip nor a tar archive")
+            names = list(_members(path))
         places(names)
-    except _DAMAGED as error:
-        raise UserError(f"{path.name}: the archive is damaged: {error}") from None
     except NoClasses as error:
+        inner = [name for name in names if name.lower().endswith(_ARCHIVES)]
+        if inner:
+            raise UserError(
+                f"{path.name}: holds another archive, {inner[0]}, and no class folders: unpack it "
+                "once, and give the one within"
+            ) from None
         raise UserError(f"{path.name}: {error}") from None
+    except _DAMAGED as error:
+        raise UserError(
+            f"{path.name}: neither a zip nor a tar archive, or a damaged one: {error}"
+        ) from None
 
 
 class _File(io.RawIOBase):
@@ -197,6 +222,80 @@ class _File(io.RawIOBase):
         super().close()
 
 
+class _TarStream(io.RawIOBase):
+    """The bytes of a tar, uncompressed, that ends with an error before it fills disk or memory.
+
+    A few megabytes can stand for terabytes of zeros, though image files hardly shrink; and tarfile
+    reads a header of any length at once.
+    """
+
+    def __init__(self, stream: Any, most: int) -> None:
+        self._stream = stream
+        self._most = most
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._check(offset)
+        return int(self._stream.seek(offset, whence))
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MOST_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        self._check(self.tell() + size)
+        return bytes(self._stream.read(size))
+
+    def _check(self, position: int) -> None:
+        if position > self._most:
+            raise tarfile.ReadError(f"it unpacks to more than {self._most:,} bytes")
+
+
+@contextmanager
+def _tar_stream(path: Path) -> Iterator[tuple[_TarStream, bool]]:
+    """The bytes of a tar, and whether it is a compressed one."""
+    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+    with path.open("rb") as file:
+        opener = openers.get(file.read(2))
+        file.seek(0)
+        size = path.stat().st_size
+        if opener is None:
+            yield _TarStream(file, size + _MOST_HEADER), False
+            return
+        with opener(file) as stream:
+            yield _TarStream(stream, max(_ALWAYS_UNPACKED, _MOST_UNPACKED * size)), True
+
+
+def _members(path: Path) -> dict[str, tuple[int, int] | str]:
+    """Where each file of a tar lies, (offset, size) in bytes, or why it cannot be used, by path.
+
+    The last of several of one name counts, as when unpacking.
+    """
+    found: dict[str, tuple[int, int] | str] = {}
+    with _tar_stream(path) as (stream, _), tarfile.open(fileobj=stream, mode="r:") as tar:
+        for member in tar:
+            if member.size < 0:  # from there tarfile would go back, and so for ever
+                raise tarfile.ReadError(f"{member.name}: a size of {member.size}")
+            if member.isdir():
+                continue
+            if member.issym() or member.islnk():
+                found[member.name] = "a link, not a file"
+            elif not member.isreg() or member.issparse():
+                found[member.name] = "not a file"
+            elif member.size > _MOST_BYTES:
+                found[member.name] = _too_large(member.size)
+            else:
+                found[member.name] = member.offset_data, member.size
+    return found
+
+
+def _too_large(size: int) -> str:
+    return f"{size:,} bytes, more than {_MOST_BYTES:,}"
+
+
 class Zip:
     """A zip archive of class folders."""
 
@@ -221,10 +320,16 @@ class Zip:
         """The bytes of the image file.
 
         Raises:
-            UnreadableImage: it is encrypted, damaged, or compressed in an unknown way.
+            UnreadableImage: it is encrypted, damaged, compressed in an unknown way, too large, or
+                a link.
         """
+        info = image.entry
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise UnreadableImage("a link, not a file")
+        if info.file_size > _MOST_BYTES:
+            raise UnreadableImage(_too_large(info.file_size))
         try:
-            return self._archive.read(image.entry)
+            return self._archive.read(info)
         except (*_DAMAGED, RuntimeError) as error:  # RuntimeError: encrypted; or not implemented
             raise UnreadableImage(f"damaged in the archive: {error}") from None
 
@@ -234,21 +339,28 @@ class Tar:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with tarfile.open(path) as tar:
-            # The last of several entries of one name counts, as when unpacking.
-            self._extents = {m.name: (m.offset_data, m.size) for m in tar if m.isreg()}
+        self._members = _members(path)
 
     @property
     def images(self) -> list[RawImage]:
         """All files in class folders, sorted by path."""
-        return _images(self._extents)
+        return _images(self._members)
 
     def read(self, image: RawImage) -> bytes:
-        """The bytes of the image file."""
+        """The bytes of the image file.
+
+        Raises:
+            UnreadableImage: it is a link or a device, too large, or cut short.
+        """
+        if isinstance(image.entry, str):
+            raise UnreadableImage(image.entry)
         offset, size = image.entry
         with self.path.open("rb") as file:
             file.seek(offset)
-            return file.read(size)
+            data = file.read(size)
+        if len(data) < size:
+            raise UnreadableImage("damaged in the archive: cut short")
+        return data
 
 
 class Idx:

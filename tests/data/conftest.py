@@ -110,8 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         rest = bytes(data)[start:]
         rest = rest[: self.server.cuts.pop(0)] if self.server.cuts else rest
-        self.wfile.write(rest)
         self.server.sent.append(len(rest))
+        self.wfile.write(rest)
 
     def log_message(self, *args: Any) -> None:
         pass
