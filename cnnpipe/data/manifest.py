@@ -1,4 +1,4 @@
-"""manifest.csv, quarantine.csv and classes.json: what is known of each image in data/resized/."""
+"""The tables in data/resized/: what is known of each image, used or not."""
 
 import json
 from collections.abc import Mapping
@@ -16,11 +16,12 @@ COLUMNS = {
     "height": int,
     "frames": int,  # of an animation, or pages; the first is taken
     "sha256": str,  # of the file's bytes
-    "phash": str,  # 16 hexadecimal digits, see cnnpipe.data.duplicates
     "shard": str,  # the file that holds the resized image
     "row": int,  # and where in it
     "crc32": int,  # of the resized image's bytes
+    "group": int,  # equal for copies of each other: the row of the first
 }
+CONFLICT_COLUMNS = {"path": str, "label": str, "group": int}
 QUARANTINE_COLUMNS = {
     "path": str,
     "reason": str,

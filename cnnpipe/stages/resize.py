@@ -6,6 +6,7 @@ them one by one, so that no pixels travel between processes and memory stays at 
 
 import csv
 import hashlib
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from cnnpipe.data import manifest
 from cnnpipe.data.decode import Decoded, UnreadableImage, decode_frame
-from cnnpipe.data.duplicates import perceptual_hash
+from cnnpipe.data.duplicates import SIDE, duplicate_groups, thumbnail
 from cnnpipe.data.raw import Raw, RawImage, Source, open_raw
 from cnnpipe.data.resizer import prepare
 from cnnpipe.data.store import shard_writer
@@ -39,8 +40,8 @@ _DECODING_S = 60
 Job = tuple[Path, list[RawImage]]
 """The file of a shard, and what goes into it."""
 Row = dict[str, Any]
-Rows = tuple[list[Row], list[Row]]
-"""Of the manifest, and of the quarantine."""
+Written = tuple[list[Row], list[Row], np.ndarray]
+"""Of a shard: rows of the manifest and of the quarantine, and (n, 32, 32) uint8 thumbnails."""
 
 
 def run(params: Params) -> None:
@@ -59,14 +60,16 @@ def run(params: Params) -> None:
             {"path": path, "reason": reason, "size": ""}
             for path, reason in Source.read("data/raw").skipped.items()
         ]
+        thumbnails = [np.empty((0, SIDE, SIDE), np.uint8)]
         with (
-            (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as table,
+            (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file,
             tqdm(total=len(files), desc="resizing", unit="image", disable=None) as progress,
         ):
-            writer = csv.DictWriter(table, list(manifest.COLUMNS), lineterminator="\n")
+            writer = csv.DictWriter(file, list(manifest.COLUMNS), "", lineterminator="\n")
             writer.writeheader()
-            for kept, refused in _written(raw, settings, jobs):
+            for kept, refused, small in _written(raw, settings, jobs):
                 writer.writerows(kept)  # at once: 20,000 of them would take 40 MB
+                thumbnails.append(small)
                 num_found.update(row["label"] for row in kept)
                 num_animated += sum(row["frames"] > 1 for row in kept)
                 quarantined += refused
@@ -78,12 +81,33 @@ def run(params: Params) -> None:
             manifest.QUARANTINE_COLUMNS,
         )
         manifest.write_class_names(class_names, folder)
+        conflicts = _group(folder, np.concatenate(thumbnails))
     size = f"{settings.size} x {settings.size}"
     print(f"{num_found.total():,} images of {len(class_names)} classes at {size}, {settings.color}")
     if num_animated:
         print(f"{num_animated:,} files have several frames, of which the first is taken")
     if quarantined:
         print(f"{len(quarantined):,} files quarantined, see data/resized/quarantine.csv")
+    if len(conflicts):
+        first = conflicts[conflicts["group"] == conflicts["group"].iloc[0]]
+        one, other = first.drop_duplicates("label").iloc[:2].itertuples(index=False)
+        print(
+            f"warning: {len(conflicts):,} images are copies of each other with contradicting "
+            f"labels, in {conflicts['group'].nunique():,} groups, see data/resized/conflicts.csv: "
+            f"{one.path!r} is {one.label!r}, {other.path!r} is {other.label!r}",
+            file=sys.stderr,
+        )
+
+
+def _group(folder: Path, thumbnails: np.ndarray) -> pd.DataFrame:
+    """Completes the manifest by the groups of copies; the table of those with several labels."""
+    table = pd.read_csv(folder / "manifest.csv", dtype=str, na_filter=False)
+    table["group"] = duplicate_groups(table["sha256"].tolist(), thumbnails)
+    manifest.write(table, folder / "manifest.csv", manifest.COLUMNS)
+    num_labels = table.groupby("group")["label"].transform("nunique")
+    conflicts = table[num_labels > 1].sort_values(["group", "path"])
+    manifest.write(conflicts, folder / "conflicts.csv", manifest.CONFLICT_COLUMNS)
+    return conflicts[list(manifest.CONFLICT_COLUMNS)]
 
 
 def _shards(files: list[RawImage], shape: tuple[int, int, int]) -> list[list[RawImage]]:
@@ -94,8 +118,8 @@ def _shards(files: list[RawImage], shape: tuple[int, int, int]) -> list[list[Raw
     return [files[i : i + length] for i in range(0, len(files), length)]
 
 
-def _written(raw: Raw, settings: Resize, jobs: list[Job]) -> Iterator[Rows]:
-    """Writes the shards, several at a time; the rows of each, in order.
+def _written(raw: Raw, settings: Resize, jobs: list[Job]) -> Iterator[Written]:
+    """Writes the shards, several at a time; what there is to say of each, in order.
 
     A file whose decoding ends its worker process costs that file alone: it is found among those
     that the workers were at, each tried once more by itself, and the shards are begun again.
@@ -103,7 +127,7 @@ def _written(raw: Raw, settings: Resize, jobs: list[Job]) -> Iterator[Rows]:
     num_workers = num_cores() if settings.workers == "auto" else settings.workers
     at = RawArray("q", len(jobs))
     fatal: dict[str, Row] = {}
-    done: dict[int, Rows] = {}
+    done: dict[int, Written] = {}
     written = 0
     while written < len(jobs):
         undone = [number for number in range(written, len(jobs)) if number not in done]
@@ -154,11 +178,12 @@ def _open(raw: Raw, at: Any) -> None:
     _raw, _at = raw, at
 
 
-def _write_shard(settings: Resize, number: int, job: Job, fatal: dict[str, Row]) -> Rows:
-    """Writes one shard of the readable images; the rows of the manifest and of the quarantine."""
+def _write_shard(settings: Resize, number: int, job: Job, fatal: dict[str, Row]) -> Written:
+    """Writes one shard of the readable images."""
     path, files = job
     kept: list[Row] = []
     refused: list[Row] = []
+    thumbnails = [np.empty((0, SIDE, SIDE), np.uint8)]
     with shard_writer(path) as append:
         for position, file in enumerate(files):
             if file.path in fatal:
@@ -174,6 +199,7 @@ def _write_shard(settings: Resize, number: int, job: Job, fatal: dict[str, Row])
                 refused.append({"path": file.path, "reason": str(error), "size": size})
                 continue
             append(pixels)
+            thumbnails.append(thumbnail(pixels)[None])
             kept.append(
                 {
                     "path": file.path,
@@ -183,13 +209,12 @@ def _write_shard(settings: Resize, number: int, job: Job, fatal: dict[str, Row])
                     "height": decoded.pixels.shape[0],
                     "frames": decoded.num_frames,
                     "sha256": hashlib.sha256(data).hexdigest(),
-                    "phash": perceptual_hash(pixels),
                     "shard": path.name,
                     "row": len(kept),
                     "crc32": zlib.crc32(pixels.data),
                 }
             )
-    return kept, refused
+    return kept, refused, np.concatenate(thumbnails)
 
 
 def _pixels(settings: Resize, data: bytes) -> tuple[Decoded, np.ndarray]:

@@ -3,7 +3,6 @@
 import pandas as pd
 
 from cnnpipe.data import manifest
-from cnnpipe.data.duplicates import duplicate_groups
 from cnnpipe.data.splits import SPLITS, assign_splits
 from cnnpipe.data.store import open_images
 from cnnpipe.errors import UserError
@@ -17,18 +16,17 @@ def run(params: Params) -> None:
     Raises:
         UserError: there is no data/resized/, or a class or a split would be without images.
     """
-    images, table = open_images("data/resized")
-    groups = duplicate_groups(table["sha256"].tolist(), table["phash"].tolist(), images)
+    _, table = open_images("data/resized")
     splits = assign_splits(
         table["label"].tolist(),
         table["sha256"].tolist(),
-        groups,
+        table["group"].to_numpy(),
         table["official"].tolist(),
         params.split.val,
         params.split.test,
         params.base.seed,
     )
-    result = table[["path", "label"]].assign(split=splits, group=groups)
+    result = table[["path", "label"]].assign(split=splits, group=table["group"])
     counts = pd.crosstab(result["label"], result["split"]).reindex(columns=SPLITS, fill_value=0)
     _check(counts)
     with whole_file("data/split.csv") as part:

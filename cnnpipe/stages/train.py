@@ -184,10 +184,36 @@ def _log_start(
         part = table.loc[table["split"] == split, ["path", "label"]]
         # A name for each: MLflow takes two data sets of one name and digest for the same.
         tracked.log_data(part, source, f"{download.source}/{split}", data_hash, split)
+    _log_data_quality(tracked, table, images)
     rows = _sample_rows(table, splits["train"])
     captions = figures.sample_captions(table["label"].iloc[rows].tolist())
     samples = figures.picture_grid(images[rows], captions, "training images")
     tracked.log_figure(samples, "train/samples.png")
+
+
+def _log_data_quality(tracked: tracking.Run, table: pd.DataFrame, images: Images) -> None:
+    """What was left out, what is there more than once, and copies whose labels contradict."""
+    folder = Path("data/resized")
+    quarantined = manifest.read(folder / "quarantine.csv", manifest.QUARANTINE_COLUMNS, "resize")
+    conflicts = manifest.read(folder / "conflicts.csv", manifest.CONFLICT_COLUMNS, "resize")
+    counts = {
+        "images": len(table),
+        "quarantined": len(quarantined),
+        "duplicates": int(table["group"].duplicated(keep=False).sum()),
+        "conflicts": len(conflicts),
+    }
+    tracked.log_metrics({f"data/{key}": float(value) for key, value in counts.items()})
+    for name in ("quarantine.csv", "conflicts.csv"):
+        tracked.log_file(folder / name, "data")
+    # Not those of the test split, which nobody looks at before the end.
+    shown = table[table["path"].isin(conflicts["path"]) & (table["split"] != "test")]
+    rows = shown.sort_values(["group", "path"]).index.to_numpy()[:24]
+    if len(rows):
+        captions = figures.sample_captions(table["label"].iloc[rows].tolist())
+        title = "copies with contradicting labels"
+        tracked.log_figure(
+            figures.picture_grid(images[rows], captions, title), "data/conflicts.png"
+        )
 
 
 def _sample_rows(table: pd.DataFrame, rows: np.ndarray, most: int = 24) -> np.ndarray:

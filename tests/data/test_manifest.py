@@ -35,10 +35,10 @@ def test_odd_class_names_survive_the_manifest(tmp_path: Path) -> None:
             "height": 4,
             "frames": 1,
             "sha256": "00ff",
-            "phash": "0000000000000001",
             "shard": "images-00000.npy",
             "row": range(len(ODD_NAMES)),
             "crc32": 2**32 - 1,
+            "group": range(len(ODD_NAMES)),
         }
     )
     manifest.write(table, tmp_path / "manifest.csv", manifest.COLUMNS)

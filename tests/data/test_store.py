@@ -29,7 +29,7 @@ def folder(tmp_path: Path, whole: np.ndarray) -> Path:
         np.save(tmp_path / f"images-{i}.npy", shard)
         rows += [{"shard": f"images-{i}.npy", "row": row} for row in range(len(shard))]
     fixed = {"official": "", "width": 9, "height": 9, "frames": 1, "sha256": "ab",
-             "phash": "0" * 16}  # fmt: skip
+             "group": 0}  # fmt: skip
     table = pd.DataFrame(rows).assign(
         path=[f"{i}.jpg" for i in range(N)],
         label=["NA", "1"] * (N // 2) + ["NA"],

@@ -355,6 +355,42 @@ def test_a_limit_on_pixels_is_the_models_too(workspace: Path) -> None:
         Predictor.load("models/model.safetensors").predict([raw.read(files[0])])
 
 
+def test_copies_of_contradicting_labels_are_listed_and_shown_and_never_split(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import zipfile
+
+    assert Path("data/resized/conflicts.csv").read_text() == "path,label,group\n"
+    with open_raw("data/raw") as (raw, files):
+        copies = {file.path: raw.read(file) for file in files if file.path[0] in "01"}
+    paths = [path for path in sorted(copies) if path[0] == "0"][:4]
+    with zipfile.ZipFile("data/raw/images.zip", "a") as archive:
+        for i, path in enumerate(paths):  # a 0 that is called a 7
+            archive.writestr(f"7/zz{i}.png", copies[path])
+    source = json.loads(Path("data/raw/source.json").read_text())
+    Path("data/raw/source.json").write_text(json.dumps({**source, "limit_per_class": None}))
+    params = load("params.yaml")
+    resize.run(params)
+    conflicts = pd.read_csv("data/resized/conflicts.csv", dtype={"label": str})
+    assert conflicts["label"].tolist() == ["0", "7"] * 4
+    assert conflicts["path"].tolist()[::2] == paths
+    assert conflicts["group"].tolist()[::2] == conflicts["group"].tolist()[1::2]
+    told = capsys.readouterr().err
+    assert "8 images are copies of each other with contradicting labels, in 4 groups" in told
+    assert f"{paths[0]!r} is '0', '7/zz0.png' is '7'" in told
+    split.run(params)
+    table = read("data/split.csv", SPLIT_COLUMNS, "split")
+    assert (table.groupby("group")["split"].nunique() == 1).all()
+    train.run(params.model_copy(update={"train": params.train.model_copy(update={"epochs": 1})}))
+    client = mlflow.MlflowClient(tracking.local_store())
+    run_id = json.loads(Path("models/run.json").read_text())["run_id"]
+    found = client.get_run(run_id).data.metrics
+    assert found["data/images"] == 1801 and found["data/quarantined"] == 0
+    assert found["data/duplicates"] == found["data/conflicts"] == 8
+    logged = {file.path for file in client.list_artifacts(run_id, "data")}
+    assert logged == {"data/quarantine.csv", "data/conflicts.csv", "data/conflicts.png"}
+
+
 def test_a_class_of_copies_of_another_class_has_nothing_to_train_on(workspace: Path) -> None:
     table = pd.read_csv("data/resized/manifest.csv", dtype=str, keep_default_na=False)
     table.loc[table["label"] == "9", "official"] = "test"
