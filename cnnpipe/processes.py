@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from cnnpipe.errors import RunFailed
@@ -47,6 +49,8 @@ def process_pool(
     # Ctrl-C goes to the whole group, but it is the parent's to act on; it then ends the workers,
     # which inherit the mask. And an exception raised in the middle of a fork would be lost.
     handled = {signal.SIGINT, signal.SIGTERM}
+    others = set(active_children())
+    workers: set[BaseProcess] = set()
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, handled)
         # What there is now is no garbage to a worker: looking through it for some, each would copy
@@ -54,13 +58,19 @@ def process_pool(
         gc.freeze()
         try:
             pool.submit(int)  # starts them
+            workers = set(active_children()) - others
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
         yield pool
-    except BrokenProcessPool:
-        raise WorkerDied(
-            "a worker process died, perhaps for want of memory: try again with resize.workers=1"
-        ) from None
+    except BaseException as error:
+        # The pool only asks them to end, and one that died may hold what the others wait for.
+        for worker in workers:
+            worker.kill()
+        if isinstance(error, BrokenProcessPool):
+            raise WorkerDied(
+                "a worker process died, perhaps for want of memory: try again with resize.workers=1"
+            ) from None
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
