@@ -248,6 +248,13 @@ def test_evaluate_copes_with_a_run_that_is_gone(workspace: Path, fate: str) -> N
     assert json.loads(Path("reports/test/run.json").read_text())["run_id"] == recovered
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"run_id": ""}', '{"run_id": "../.."}'])
+def test_evaluate_takes_nothing_but_an_id_for_a_run(workspace: Path, content: str) -> None:
+    Path("models/run.json").write_text(content)
+    with pytest.raises(UserError, match=r"models/run\.json: names no run"):
+        evaluate.run(load("params.yaml"))
+
+
 def test_a_class_without_a_readable_image_ends_resize_and_leaves_what_was_there(
     workspace: Path,
 ) -> None:
