@@ -355,6 +355,10 @@ def test_a_server_that_is_slow_from_the_start_is_asked_no_more_than_needed(
             self.end_headers()
             self.wfile.write(b'{"experiment": {"experiment_id": "1", "lifecycle_stage": "active"}}')
 
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.send_error(503)
+
         def log_message(self, *arguments: object) -> None:
             pass
 
