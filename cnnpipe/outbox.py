@@ -5,8 +5,8 @@ not there: `entry.json`, and the file that it is about, if any. What tracking.py
 MLflow waits there, whatever becomes of the process.
 """
 
-import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,8 +37,7 @@ class Outbox:
 
     def __init__(self, folder: Path, receiver: str) -> None:
         self.folder = folder
-        # An address may hold a password.
-        self._receiver = hashlib.sha256(receiver.encode()).hexdigest()[:16]
+        self._receiver = receiver
 
     def add(self, content: dict[str, Any], path: Path | None = None) -> None:
         """Keeps an entry, with a copy of the file that it is about."""
@@ -49,6 +48,9 @@ class Outbox:
                 content = {**content, "file": path.name}
             whole = {**content, "receiver": self._receiver}
             (part / "entry.json").write_text(json.dumps(whole))
+            for file in part.iterdir():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())  # or a power cut could leave the name alone
 
     def entries(self) -> list[Entry]:
         """In the order in which they were added."""
@@ -74,7 +76,8 @@ def open_outbox(run: str, receiver: str, wait: bool = True) -> Iterator[Outbox]:
 
     Args:
         run: the run's id, a name of a folder.
-        receiver: the address that its entries are for; those for another are left alone.
+        receiver: the address that its entries are for, without a password; those for another are
+            left alone.
         wait: until another process is done with it.
 
     Raises:

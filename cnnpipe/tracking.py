@@ -30,7 +30,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
 # By default a server that is down is tried for several minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 # A training of the built-in data takes seconds.
 os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "2")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -40,7 +40,14 @@ import pandas as pd
 import requests
 from matplotlib.figure import Figure
 from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelStatus,
+    Metric,
+    Param,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
@@ -62,12 +69,12 @@ MODEL_NAME = "cnnpipe"
 
 _FAILURES = (RunFailed, MlflowException, requests.RequestException, SQLAlchemyError, OSError)
 """What it raises to call a tracker that is not there, or not well."""
-_ANSWER_S = 10
-"""That a server has to say that it is there."""
 _SLOW_S = 5
-"""From so many seconds for a call on, nothing more is sent while a stage is at work."""
+"""From so many seconds for an answer on, nothing more is sent while a stage is at work."""
 _SENDING_S = 30
 """For sending what has waited; the rest waits on."""
+_SENDING_FIRST_S = 10
+"""For that before a stage begins."""
 _LOCKED_S = 3
 """For somebody else's transaction. MLflow itself would wait for 20."""
 _MOST_POINTS = 1000
@@ -89,7 +96,7 @@ class Run:
         """Empty as long."""
         self._outbox = outbox
         self._target = target
-        self._warned = False
+        self._warned: set[str] = set()
 
     def log_params(self, params: dict[str, Any]) -> None:
         """Parameters, by their dotted names."""
@@ -156,22 +163,24 @@ class Run:
         """Sends what has been kept back, if MLflow answers now."""
         if self._target is not None and not self._outbox.entries():
             return
-        with suppress(*_FAILURES):
+        with suppress(*_FAILURES, UserError):  # whose experiment it is may have been deleted
             experiment_id = _connect()
-            with _held():
-                self._target = _send_all(self._outbox, self.id, experiment_id)
+            deadline = time.monotonic() + _SENDING_S
+            self._target = _send_all(self._outbox, self.id, experiment_id, deadline)
             self.id, self.experiment_id = self._target.run_id, experiment_id
 
     def keep_back(self, reason: object) -> None:
         """Sends nothing from now on, and says why, once."""
         self._target = None
-        if not self._warned:
-            print(
-                f"warning: {' '.join(str(reason).split())[:300]}; what is logged is kept in "
-                ".cnnpipe/outbox and sent by the next stage that reaches MLflow",
-                file=sys.stderr,
-            )
-        self._warned = True
+        self._warn(
+            "kept", f"{' '.join(str(reason).split())[:300]}; what is logged is kept in "
+            ".cnnpipe/outbox and sent by the next stage that reaches MLflow"
+        )  # fmt: skip
+
+    def _warn(self, of: str, message: str) -> None:
+        if of not in self._warned:
+            print(f"warning: {message}", file=sys.stderr)
+        self._warned.add(of)
 
     def _log(self, kind: str, path: Path | None = None, **content: Any) -> None:
         entry = {"kind": kind, "time": _now(), **content}
@@ -179,13 +188,16 @@ class Run:
             started = time.monotonic()
             try:
                 _check_unlocked()
-                with _held():
-                    self._target.send(entry, path)
+                self._target.send(entry, path)
             except _FAILURES as error:
                 if _is_refusal(error):
-                    print(f"warning: MLflow refuses a {kind}: {_line(error)}", file=sys.stderr)
+                    self._warn("refused", f"MLflow refuses a {kind}: {_line(error)}")
                     return
                 self.keep_back(f"MLflow does not take what is logged: {_line(error)}")
+            except KeyboardInterrupt:  # out of a wait: nobody knows whether it was taken
+                self._target = None
+                self._outbox.add(entry, path)
+                raise
             else:
                 seconds = time.monotonic() - started
                 if path is None and seconds > _SLOW_S:
@@ -211,10 +223,15 @@ class _Target:
 
     def send(self, entry: dict[str, Any], path: Path | None) -> None:
         """Tells MLflow; once more, it changes nothing."""
-        client, kind = mlflow.MlflowClient(), entry["kind"]
-        if kind == "metrics":
+        if entry["kind"] == "metrics":
             self.send_metrics([entry])
-        elif kind == "params":
+        else:
+            with _held():
+                self._send(entry, path)
+
+    def _send(self, entry: dict[str, Any], path: Path | None) -> None:
+        client, kind = mlflow.MlflowClient(), entry["kind"]
+        if kind == "params":
             params = [Param(key, value) for key, value in entry["values"].items()]
             client.log_batch(self.run_id, params=params)
         elif kind == "tag":
@@ -232,14 +249,18 @@ class _Target:
 
     def send_metrics(self, entries: Sequence[dict[str, Any]]) -> None:
         """The points of several entries at once, without those that the run has."""
-        points = []
-        for entry in entries:
-            for key, value in entry["values"].items():
-                if entry["step"] not in self._logged_steps(key):
-                    self._steps[key].add(entry["step"])
-                    points.append(Metric(key, value, entry["time"], entry["step"]))
-        for start in range(0, len(points), _MOST_POINTS):
-            mlflow.MlflowClient().log_batch(self.run_id, points[start : start + _MOST_POINTS])
+        with _held():
+            points: dict[tuple[str, int], Metric] = {}
+            for entry in entries:
+                step = entry["step"]
+                for key, value in entry["values"].items():
+                    if step not in self._logged_steps(key):
+                        points.setdefault((key, step), Metric(key, value, entry["time"], step))
+            metrics = list(points.values())
+            for start in range(0, len(metrics), _MOST_POINTS):
+                mlflow.MlflowClient().log_batch(self.run_id, metrics[start : start + _MOST_POINTS])
+            for key, step in points:
+                self._steps[key].add(step)
 
     def _logged_steps(self, key: str) -> set[int]:
         if key not in self._steps:
@@ -262,7 +283,7 @@ def start_run(name: str, tags: dict[str, str], run_id: str = "") -> Iterator[Run
         run_id: of the run to go on with; where it is gone, a new one takes its place.
 
     Raises:
-        UserError: the experiment was deleted.
+        UserError: MLflow has no such kind of store, or the experiment was deleted.
     """
     with _open_run(os.environ.get("DVC_EXP_NAME", name), tags, run_id) as run:
         # Of a run that MLflow does not know they would have nowhere to go.
@@ -285,7 +306,7 @@ def reopen_run(run_id: str, name: str) -> Iterator[Run]:
     `recovered_from`; the next time that one is found again.
 
     Raises:
-        UserError: the experiment was deleted.
+        UserError: MLflow has no such kind of store, or the experiment was deleted.
     """
     with _open_run(name, {}, run_id) as run:
         yield run
@@ -296,15 +317,16 @@ def _open_run(name: str, tags: dict[str, str], run_id: str) -> Iterator[Run]:
     """The run with that id, or a new one; its own end is told whatever happens in the block."""
     opened = _opened(name, tags)
     experiment_id, target, problem = "", None, None
+    started = time.monotonic()
     try:
         experiment_id = _connect()
-        with _held():
-            _send_waiting(experiment_id, run_id)
-            target = _found_or_created(opened, run_id, experiment_id)
+        _check_quick(started)
+        _send_waiting(experiment_id, run_id)
+        target = _found_or_created(opened, run_id, experiment_id)
     except _FAILURES as error:
         problem = error
     own_id = target.run_id if target else run_id or uuid.uuid4().hex
-    with open_outbox(own_id, _uri()) as outbox:
+    with open_outbox(own_id, _shown(_uri())) as outbox:
         run = Run(outbox, own_id, experiment_id if target else "", target)
         if problem is not None:
             run.keep_back(_line(problem))
@@ -333,12 +355,15 @@ def _found_or_created(opened: dict[str, Any], run_id: str, experiment_id: str) -
         experiment_id: where to look for it, and where it is made.
     """
     client = mlflow.MlflowClient()
-    found = _find(run_id, experiment_id) if run_id else None
-    if found:
-        client.update_run(found, "RUNNING")
-        return _Target(found, is_new=False)
-    tags = {**opened["tags"], **({"recovered_from": run_id} if run_id else {})}
-    created = client.create_run(experiment_id, opened["time"], tags, opened["name"])
+    with _held():
+        found = run_id and (
+            _find(run_id, experiment_id) or _find_unanswered(opened, run_id, experiment_id)
+        )
+        if found:
+            client.update_run(found, "RUNNING")
+            return _Target(found, is_new=False)
+        tags = {**opened["tags"], **({"recovered_from": run_id} if run_id else {})}
+        created = client.create_run(experiment_id, opened["time"], tags, opened["name"])
     return _Target(created.info.run_id, is_new=True)
 
 
@@ -355,6 +380,16 @@ def _find(run_id: str, experiment_id: str) -> str | None:
     return str(others[0].info.run_id) if others else None
 
 
+def _find_unanswered(opened: dict[str, Any], run_id: str, experiment_id: str) -> str | None:
+    """A run that was made as told, only that MLflow's answer was lost; from now on it is known."""
+    client = mlflow.MlflowClient()
+    for run in client.search_runs([experiment_id], f"attributes.start_time = {opened['time']}"):
+        if run.info.run_name == opened["name"] and "recovered_from" not in run.data.tags:
+            client.set_tag(run.info.run_id, "recovered_from", run_id)
+            return str(run.info.run_id)
+    return None
+
+
 def _send_waiting(experiment_id: str, awaited: str) -> None:
     """Sends what runs before have left, but for those that a process is writing to.
 
@@ -362,44 +397,59 @@ def _send_waiting(experiment_id: str, awaited: str) -> None:
         experiment_id: of runs that MLflow has not been told of.
         awaited: a run that is needed now; who is sending what it has left is waited for.
     """
-    for run_id in waiting():
+    deadline = time.monotonic() + _SENDING_FIRST_S
+    for run_id in sorted(waiting(), key=lambda run_id: run_id != awaited):
         with ExitStack() as stack:
             try:
-                outbox = stack.enter_context(open_outbox(run_id, _uri(), run_id == awaited))
+                outbox = stack.enter_context(open_outbox(run_id, _shown(_uri()), run_id == awaited))
             except RunFailed:
                 continue
-            if outbox.entries():
-                target = _send_all(outbox, run_id, experiment_id)
+            if not outbox.entries():
+                continue
+            try:
+                target = _send_all(outbox, run_id, experiment_id, deadline)
+            except _FAILURES as error:
+                if time.monotonic() > deadline and run_id != awaited:
+                    return
+                _check_answers()
+                if run_id == awaited:
+                    raise  # what comes now comes after it
+                print(
+                    f"warning: MLflow does not take what waits in {outbox.folder}: {_line(error)}",
+                    file=sys.stderr,
+                )
+            else:
                 print(f"sent to MLflow what it had missed of run {target.run_id}")
 
 
-def _send_all(outbox: Outbox, run_id: str, experiment_id: str) -> _Target:
+def _send_all(outbox: Outbox, run_id: str, experiment_id: str, deadline: float) -> _Target:
     """Sends all that is in the outbox of the run; the run, as MLflow has it.
 
     Raises:
-        RunFailed: it takes too long; the rest is kept.
+        RunFailed: the deadline, of `time.monotonic`, is over; the rest is kept.
     """
     _check_unlocked()
-    deadline = time.monotonic() + _SENDING_S
     target = None
     for kind, group in groupby(outbox.entries(), lambda entry: entry.content["kind"]):
         entries = list(group)
-        if time.monotonic() > deadline:
-            raise RunFailed("MLflow takes too long")
         if target is None:
             opened = entries[0].content if kind == "open" else _opened("recovered", {})
             target = _found_or_created(opened, run_id, experiment_id)
-        try:
-            if kind == "metrics":
+        if kind == "metrics":
+            try:
                 target.send_metrics([entry.content for entry in entries])
-            else:
-                for entry in entries:
-                    target.send(entry.content, entry.path)
-        except _FAILURES as error:
-            if not _is_refusal(error):
-                raise
-            print(f"warning: MLflow refuses a {kind}: {_line(error)}", file=sys.stderr)
+            except _FAILURES as error:
+                if not _is_refusal(error):  # else it is found out which
+                    raise
         for entry in entries:
+            if time.monotonic() > deadline:
+                raise RunFailed("MLflow takes too long")
+            try:
+                target.send(entry.content, entry.path)
+            except _FAILURES as error:
+                if not _is_refusal(error):
+                    raise
+                print(f"warning: MLflow refuses a {kind}: {_line(error)}", file=sys.stderr)
             outbox.remove(entry)
     return target or _found_or_created(_opened("recovered", {}), run_id, experiment_id)
 
@@ -479,6 +529,14 @@ def _uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or local_store()
 
 
+def _shown(uri: str) -> str:
+    """The address without user and password, which may change while the tracker stays the same."""
+    parts = urlsplit(uri)
+    if not parts.netloc:  # a file, of which it would drop a slash
+        return uri
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+
+
 def _held() -> AbstractContextManager[None]:
     """Signals wait where the store is a database, which an exception amid a transaction locks."""
     return nullcontext() if _is_remote(_uri()) else signals_held()
@@ -504,26 +562,38 @@ def _check_unlocked() -> None:
         raise RunFailed(f"the MLflow store {path} cannot be used: {error}") from None
 
 
+def _check_quick(started: float) -> None:
+    """Raises `RunFailed` where a server has taken too long since then to be asked for more."""
+    seconds = time.monotonic() - started
+    if _is_remote(_uri()) and seconds > _SLOW_S:  # a database may have had to be made
+        raise RunFailed(f"MLflow takes {seconds:.0f} s to answer")
+
+
+def _check_answers() -> None:
+    """Raises `RunFailed` where the store does not answer."""
+    uri = _uri()
+    if _is_remote(uri):
+        try:
+            requests.get(uri.rstrip("/") + "/health", timeout=_SLOW_S).raise_for_status()
+        except requests.RequestException as error:
+            raise RunFailed(
+                f"MLFLOW_TRACKING_URI = {_shown(uri)}: no MLflow server answers there: "
+                f"{type(error).__name__}; start one with `cnnpipe up`, or unset the variable"
+            ) from None
+    _check_unlocked()
+
+
 def _connect() -> str:
     """Points MLflow to its store; the experiment's id.
 
     Raises:
         RunFailed: the tracker cannot be reached.
-        UserError: the experiment was deleted.
+        UserError: MLflow has no such kind of store, or the experiment was deleted.
     """
     uri = _uri()
-    shown = uri.rpartition("@")[2]  # without a password
-    if _is_remote(uri):
-        try:
-            requests.get(uri.rstrip("/") + "/health", timeout=_ANSWER_S).raise_for_status()
-        except requests.RequestException as error:
-            raise RunFailed(
-                f"MLFLOW_TRACKING_URI = {shown}: no MLflow server answers there: "
-                f"{type(error).__name__}; start one with `cnnpipe up`, or unset the variable"
-            ) from None
+    _check_answers()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    _check_unlocked()
     try:
         # Several processes that make a database's tables at once get in each other's way.
         with _lock():
@@ -535,12 +605,13 @@ def _connect() -> str:
                 return str(mlflow.create_experiment(EXPERIMENT, artifact_location=location))
             if experiment.lifecycle_stage == "deleted":
                 raise UserError(
-                    f"{shown}: the MLflow experiment {EXPERIMENT!r} was deleted: restore it with "
-                    f"`mlflow experiments restore -x {experiment.experiment_id}`"
+                    f"{_shown(uri)}: the MLflow experiment {EXPERIMENT!r} was deleted: restore it "
+                    f"with `mlflow experiments restore -x {experiment.experiment_id}`"
                 )
             return str(experiment.experiment_id)
     except _FAILURES as error:
-        raise RunFailed(f"the MLflow store {shown} cannot be used: {_line(error)}") from None
+        kind = UserError if _is_refusal(error) else RunFailed
+        raise kind(f"the MLflow store {_shown(uri)} cannot be used: {_line(error)}") from None
 
 
 @contextmanager
@@ -577,10 +648,28 @@ def _git(*arguments: str) -> str:
 
 def _register(run_id: str, path: Path, class_names: Sequence[str]) -> None:
     client = mlflow.MlflowClient()
-    checksum = digest(path)
+    # It is told with the model and with the version: one whose answer was lost, or whose sender was
+    # killed, is found by it and not made again.
+    tags = {"model_digest": digest(path)}
     for version in client.search_model_versions(f"run_id = '{run_id}'"):
-        if version.tags.get("model_digest") == checksum:
+        if version.tags.get("model_digest") == tags["model_digest"]:
             return
+    uri = ""
+    for model in client.search_logged_models(
+        [client.get_run(run_id).info.experiment_id],
+        f"source_run_id = '{run_id}' AND tags.model_digest = '{tags['model_digest']}'",
+    ):
+        if model.status == LoggedModelStatus.READY:
+            uri = model.model_uri
+        else:
+            client.delete_logged_model(model.model_id)
+    if not uri:
+        uri = _log_model(run_id, path, class_names, tags)
+    mlflow.register_model(uri, MODEL_NAME, tags=tags)
+
+
+def _log_model(run_id: str, path: Path, class_names: Sequence[str], tags: dict[str, str]) -> str:
+    """The URI of the servable model, in the store with all that it needs."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
@@ -599,10 +688,9 @@ def _register(run_id: str, path: Path, class_names: Sequence[str]) -> None:
                 inputs=Schema([ColSpec(DataType.binary, "image")]), outputs=Schema(outputs)
             ),
             pip_requirements=_requirements(),
-            registered_model_name=MODEL_NAME,
+            tags=tags,
         )
-    version = info.registered_model_version
-    client.set_model_version_tag(MODEL_NAME, str(version), "model_digest", checksum)
+    return str(info.model_uri)
 
 
 def _requirements() -> list[str]:

@@ -2,13 +2,16 @@
 
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,10 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Registry
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Tracker
 
+from benchmarks.drills.tracker import Server
 from cnnpipe import tracking
 from cnnpipe.errors import RunFailed, UserError
 
@@ -37,7 +43,7 @@ def _in_store(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def client() -> mlflow.MlflowClient:
-    return mlflow.MlflowClient(tracking.local_store())
+    return mlflow.MlflowClient(tracking._uri())
 
 
 def test_a_run_bears_the_experiments_name_and_what_made_it(
@@ -316,7 +322,7 @@ def test_a_locked_store_costs_seconds_and_no_point(
 def test_a_server_that_never_answers_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "_ANSWER_S", 0.2)
+    monkeypatch.setattr(tracking, "_SLOW_S", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -325,7 +331,7 @@ def test_a_server_that_never_answers_is_not_waited_for(
         with tracking.start_run("x", {}) as run:
             run.log_metrics({"val/loss": 1.0}, step=1)
     warning = capsys.readouterr().err
-    assert f"MLFLOW_TRACKING_URI = {address}: no MLflow server answers there" in warning
+    assert f"MLFLOW_TRACKING_URI = http://{address}: no MLflow server answers there" in warning
     kept = "".join(p.read_text() for p in Path(".cnnpipe/outbox").rglob("*.json"))
     assert "val/loss" in kept and "secret" not in warning + kept
     # What is for another tracker is neither sent here nor lost.
@@ -334,6 +340,73 @@ def test_a_server_that_never_answers_is_not_waited_for(
         pass
     assert kept == "".join(p.read_text() for p in Path(".cnnpipe/outbox").rglob("*.json"))
     shutil.rmtree(".cnnpipe/outbox")
+
+
+def test_a_server_that_is_slow_from_the_start_is_asked_no_more_than_needed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path.partition("?")[0])
+            time.sleep(0.6)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"experiment": {"experiment_id": "1", "lifecycle_stage": "active"}}')
+
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.send_error(503)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    monkeypatch.setattr(tracking, "_SLOW_S", 1)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        with tracking.start_run("x", {}) as run:
+            run.log_metrics({"val/loss": 1.0}, step=1)
+            assert asked == ["/health", "/api/2.0/mlflow/experiments/get-by-name"]
+        server.shutdown()
+    assert capsys.readouterr().err.count("MLflow takes 1 s to answer; what is logged is kept") == 1
+    assert [folder.name for folder in outbox()] == [run.id]
+    shutil.rmtree(".cnnpipe/outbox")
+
+
+def test_a_real_server_that_comes_up_later_is_told_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    server = Server(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+    with tracking.start_run("x", {}) as run:
+        log_everything(run, model)
+    assert [folder.name for folder in outbox()] == [run.id]
+    server.start()
+    try:
+        with tracking.reopen_run(run.id, "x") as again:
+            assert again.id != run.id
+        assert_everything_is_there_once(again.id)
+        assert len(runs()) == 1
+    finally:
+        server.signal(signal.SIGKILL)
+    assert outbox() == []
+
+
+def test_an_experiment_that_was_deleted_meanwhile_does_not_end_the_training(
+    away: Callable[[bool], None],
+) -> None:
+    tracking.prepare_store()
+    experiment = client().get_experiment_by_name(tracking.EXPERIMENT)
+    away(True)
+    with tracking.start_run("x", {}) as run:
+        run.log_metrics({"val/loss": 1.0}, step=1)
+        away(False)
+        client().delete_experiment(experiment.experiment_id)
+    client().restore_experiment(experiment.experiment_id)
+    with tracking.reopen_run(run.id, "x") as again:
+        assert points(again.id) == [(1, 1.0)]
 
 
 def test_a_slow_tracker_is_asked_once_and_told_the_rest_at_the_end(
@@ -355,13 +428,116 @@ def test_what_mlflow_refuses_is_said_and_keeps_nothing_else_back(
         with tracking.start_run("x", {}) as run:
             away(is_away)
             run.log_params({"a": 1})
-            run.log_params({"a": 2})  # which MLflow lets nobody change
+            for other in (2, 3):  # which MLflow lets nobody change
+                run.log_params({"a": other})
+            run.log_params({"b": 1})
             run.log_metrics({"val/loss": 1.0}, step=1)
+            run.log_metrics({"no such name!": 1.0}, step=1)
+            run.log_metrics({"val/loss": 0.5}, step=2)
             away(False)
-        assert client().get_run(run.id).data.params == {"a": "1"}
-        assert points(run.id) == [(1, 1.0)]
-        assert "warning: MLflow refuses a params: " in capsys.readouterr().err
+        assert client().get_run(run.id).data.params == {"a": "1", "b": "1"}
+        assert points(run.id) == [(1, 1.0), (2, 0.5)]
+        refused = capsys.readouterr().err.count("warning: MLflow refuses a ")
+        assert refused == (3 if is_away else 1)  # while the run is at work, the first alone
     assert outbox() == []
+
+
+@pytest.mark.parametrize(
+    ("to", "request_"),
+    [(Tracker, "create_run"), (Tracker, "log_batch"), (Tracker, "log_inputs"),
+     (Tracker, "create_logged_model"), (Tracker, "log_outputs"), (Tracker, "update_run_info"),
+     (Tracker, "finalize_logged_model"), (Registry, "create_model_version")],
+)  # fmt: skip
+def test_a_request_whose_answer_is_lost_is_not_done_twice(
+    model: Path, monkeypatch: pytest.MonkeyPatch, to: type, request_: str
+) -> None:
+    tracking.prepare_store()
+    before = {run.info.run_id for run in runs()}
+    answer = getattr(to, request_)
+    lost: list[str] = []
+
+    def lose_one(self: object, *arguments: object, **more: object) -> object:
+        result = answer(self, *arguments, **more)
+        if not lost and threading.current_thread() is threading.main_thread():
+            lost.append(request_)
+            raise MlflowException("connection reset")
+        return result
+
+    monkeypatch.setattr(to, request_, lose_one)
+    with tracking.start_run("x", {}) as run:
+        log_everything(run, model)
+    with tracking.start_run("another", {}) as another:
+        pass
+    assert lost
+    (found,) = [r for r in runs() if r.info.run_id not in before | {another.id}]
+    assert_everything_is_there_once(found.info.run_id)
+    logged = client().search_logged_models(
+        [found.info.experiment_id], f"source_run_id = '{found.info.run_id}'"
+    )
+    assert [model.status for model in logged] == ["READY"]
+    assert outbox() == []
+
+
+def test_what_mlflow_can_never_take_holds_nothing_else_back(
+    away: Callable[[bool], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    away(True)
+    with tracking.start_run("x", {}) as run:
+        run.warn("train", ["x"])
+    with tracking.start_run("y", {}) as later:
+        later.log_metrics({"val/loss": 1.0}, step=1)
+    away(False)
+
+    def fail(*arguments: object) -> None:
+        raise MlflowException("no room for tags")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_tag", fail)
+    capsys.readouterr()
+    with tracking.start_run("another", {}) as another:
+        assert another.experiment_id
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 1 and "no room for tags" in warnings[0] and run.id in warnings[0]
+    assert [folder.name for folder in outbox()] == [run.id]
+    with tracking.reopen_run(later.id, "y") as again:
+        assert points(again.id) == [(1, 1.0)]
+    shutil.rmtree(outbox()[0])
+
+
+def test_what_was_being_sent_when_the_user_stopped_it_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tracking.prepare_store()
+
+    def hang(*arguments: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    with (
+        suppress(KeyboardInterrupt),
+        tracking.start_run("x", {}) as run,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(mlflow.MlflowClient, "log_batch", hang)
+        run.log_metrics({"val/loss": 1.0}, step=1)
+    with tracking.start_run("another", {}):
+        pass
+    assert points(run.id) == [(1, 1.0)]
+    assert client().get_run(run.id).info.status == "KILLED"
+
+
+@pytest.mark.parametrize("uri", ["file:./mlruns", "mlruns", "nonsense://x"])
+def test_a_store_that_mlflow_cannot_use_ends_the_run_before_it_begins(
+    monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match=f"store {uri} cannot be used"), tracking.start_run("x", {}):
+        pass
+
+
+def test_another_password_is_no_other_tracker(tmp_path: Path) -> None:
+    folders = [tracking._shown(f"http://{who}127.0.0.1:5000/") for who in ("", "me:a@", "me:b@")]
+    assert set(folders) == {"http://127.0.0.1:5000"}
 
 
 def test_data_are_logged_with_digest_and_class_counts() -> None:

@@ -1,6 +1,7 @@
 """evaluate: from the model to reports/test/. The only reader of the test split."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -107,8 +108,11 @@ def _trained_by() -> str:
     """The MLflow run that trained the model."""
     path = Path("models/run.json")
     try:
-        return str(json.loads(path.read_text())["run_id"])
+        run_id = str(json.loads(path.read_text())["run_id"])
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: run `cnnpipe train` first") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: names no run: run `cnnpipe train` again") from None
+        run_id = ""
+    if not re.fullmatch("[0-9a-f]{32}", run_id):  # which becomes the name of a folder
+        raise UserError(f"{path}: names no run: run `cnnpipe train` again")
+    return run_id

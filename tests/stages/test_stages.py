@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -246,6 +248,46 @@ def test_evaluate_copes_with_a_run_that_is_gone(workspace: Path, fate: str) -> N
     assert "test/accuracy" in run.data.metrics
     evaluate.run(params)  # and the next time it is found again
     assert json.loads(Path("reports/test/run.json").read_text())["run_id"] == recovered
+
+
+def test_train_and_evaluate_with_mlflow_out_of_reach_are_one_run_of_it_later(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_LOCKED_S", 0.1)
+    params = load("params.yaml")
+    params = params.model_copy(update={"base": params.base.model_copy(update={"seed": 8})})
+    client = mlflow.MlflowClient(tracking.local_store(), tracking.local_store())
+    experiment_id = json.loads(Path("models/run.json").read_text())["experiment_id"]
+    before = {run.info.run_id for run in client.search_runs([experiment_id])}
+    with closing(sqlite3.connect("mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        train.run(params)
+        evaluate.run(params)
+    assert json.loads(Path("models/run.json").read_text())["experiment_id"] == ""
+    history = pd.read_csv("reports/train/history.csv")
+    metrics = json.loads(Path("reports/test/metrics.json").read_text())
+    evaluate.run(params)
+    (run,) = [r for r in client.search_runs([experiment_id]) if r.info.run_id not in before]
+    run_id = run.info.run_id
+    assert json.loads(Path("reports/test/run.json").read_text())["run_id"] == run_id
+    assert run.info.status == "FINISHED"
+    for key, values in {
+        "val/loss": history["val_loss"].tolist(), "test/accuracy": [metrics["accuracy"]]
+    }.items():  # fmt: skip
+        assert [p.value for p in client.get_metric_history(run_id, key)] == values
+    assert set(params.flat()) <= set(run.data.params)
+    assert len(run.inputs.dataset_inputs) == 3
+    names = {f.path for name in ("train", "test") for f in client.list_artifacts(run_id, name)}
+    assert {"train/curves.png", "train/samples.png", "test/predictions.csv"} <= names
+    assert len(client.search_model_versions(f"run_id = '{run_id}'")) == 1
+    assert list(Path(".cnnpipe/outbox").iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"run_id": ""}', '{"run_id": "../.."}'])
+def test_evaluate_takes_nothing_but_an_id_for_a_run(workspace: Path, content: str) -> None:
+    Path("models/run.json").write_text(content)
+    with pytest.raises(UserError, match=r"models/run\.json: names no run"):
+        evaluate.run(load("params.yaml"))
 
 
 def test_a_class_without_a_readable_image_ends_resize_and_leaves_what_was_there(
