@@ -1,16 +1,13 @@
 """Where images come from: each source fills data/raw with archives and a `source.json`.
 
-Downloads are checked against their checksums and kept in `.cnnpipe/downloads/`, so that a rerun,
-or an experiment in a workspace of its own, does not fetch them again.
+Downloads are kept in `.cnnpipe/downloads/`, so that a rerun, or an experiment in a workspace of its
+own, does not fetch them again.
 """
 
-import logging
 import os
 import re
 import shutil
 import stat
-import sys
-import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,14 +15,13 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-import pooch
-import requests
 from tqdm import tqdm
 
 from cnnpipe.data import drawn_pets
+from cnnpipe.data.downloads import fetch
 from cnnpipe.data.layout import NoClasses, places
 from cnnpipe.data.raw import Source, check_archive, jpeg, png
-from cnnpipe.errors import RunFailed, UserError
+from cnnpipe.errors import UserError
 from cnnpipe.params import Download
 from cnnpipe.processes import num_cores, process_pool
 from cnnpipe.workspace import repository_root
@@ -109,6 +105,7 @@ def obtain(settings: Download, seed: int, folder: Path) -> Source:
         UserError: there is no such folder, it holds no class folders, or what was downloaded is
             not the archive that the settings describe.
         RunFailed: the server could not be reached.
+        OSError: the disk is full.
     """
     limit = settings.limit_per_class
     if settings.source == "drawn-pets":
@@ -134,56 +131,6 @@ def obtain(settings: Download, seed: int, folder: Path) -> Source:
         source = Source(settings.source, published.address, names, limit, published.class_names)
     source.write(folder)
     return source
-
-
-def fetch(url: str, name: str, checksum: str) -> Path:
-    """The path of the downloaded file, its checksum verified; downloaded only if not there yet.
-
-    Args:
-        url: http or https.
-        name: the file's name.
-        checksum: `sha256:...` or `md5:...`.
-
-    Raises:
-        UserError: the file is not the one with that checksum, or the URL cannot be one.
-        RunFailed: the server refused, or could not be reached four times in a row.
-    """
-    if not url.lower().startswith(("http://", "https://")):
-        raise UserError(f"download.url = {url!r}: must begin with http:// or https://")
-    folder = repository_root() / ".cnnpipe" / "downloads" / checksum.split(":")[1][:16]
-    logging.getLogger("pooch").setLevel(logging.WARNING)
-    store = pooch.create(folder, base_url="", registry={name: checksum}, urls={name: url})
-    try:
-        return Path(store.fetch(name, downloader=_download))
-    except requests.exceptions.InvalidURL as error:
-        raise UserError(f"download.url = {url!r}: {error}") from None
-    except requests.RequestException as error:
-        raise RunFailed(f"{url}: cannot be downloaded: {' '.join(str(error).split())}") from None
-    except ValueError as error:
-        if "hash" not in str(error):
-            raise
-        raise UserError(
-            f"{url}: what was downloaded does not have the checksum {checksum}: the file has "
-            "changed, or was damaged on the way, or the checksum is mistyped"
-        ) from None
-
-
-def _download(url: str, part: str, store: pooch.Pooch) -> None:
-    """Writes what is at the URL to the file `part`; up to four attempts where waiting may help.
-
-    pooch's own attempts would also fetch a large file of another checksum four times.
-    """
-    http = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=30)
-    for pause_s in (1, 2, 3, None):
-        try:
-            http(url, part, store)
-            return
-        except requests.RequestException as error:
-            status = 500 if error.response is None else error.response.status_code
-            hopeless = isinstance(error, ValueError) or (status < 500 and status not in (408, 429))
-            if pause_s is None or hopeless:  # a ValueError: the URL cannot be one
-                raise
-            time.sleep(pause_s)
 
 
 def _file_name(url: str) -> str:
