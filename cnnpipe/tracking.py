@@ -115,7 +115,8 @@ class Run:
                 digest=digest,
             )
             counts = table["label"].value_counts().sort_index()
-            tags = {f"images.{label}": str(count) for label, count in counts.head(100).items()}
+            # MLflow takes no longer names.
+            tags = {f"images.{label}"[:250]: str(n) for label, n in counts.head(100).items()}
             mlflow.log_input(data, context=context, tags=tags)
 
         self._attempt(log)

@@ -282,8 +282,14 @@ class _File(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        size = os.fstat(self._descriptor).st_size
-        self._position = (0, self._position, size)[whence] + offset
+        if whence == os.SEEK_CUR:
+            offset += self._position
+        elif whence == os.SEEK_END:
+            offset += os.fstat(self._descriptor).st_size
+        self._position = offset
+        return offset
+
+    def tell(self) -> int:
         return self._position
 
     def readinto(self, buffer: Any) -> int:

@@ -53,7 +53,12 @@ def run(params: Params) -> None:
             (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as table,
             tqdm(total=len(files), desc="resizing", unit="image", disable=None) as progress,
         ):
-            writer = csv.DictWriter(table, list(manifest.COLUMNS), lineterminator="\n")
+            writer = csv.DictWriter(
+                table,
+                list(manifest.COLUMNS),
+                lineterminator="\n",
+                quoting=manifest.quoting(file.path for file in files),
+            )
             writer.writeheader()
             for kept, refused in pool.map(partial(_write_shard, settings), jobs):
                 writer.writerows(kept)  # at once: 20,000 of them would take 40 MB
