@@ -1,10 +1,12 @@
 """Tests of where images come from: the real download code against a server on loopback."""
 
+import errno
 import gzip
 import hashlib
 import io
 import json
 import os
+import socket
 import struct
 import tarfile
 import zipfile
@@ -322,6 +324,49 @@ def test_files_that_cannot_be_read_are_skipped_with_the_reason(workspace: Path) 
     assert Source.read(folder).skipped == {
         "cat/gone.jpg": "cannot be read: No such file or directory",
         "dog/pipe.jpg": "not a file",
+    }
+
+
+def test_loops_sockets_and_huge_files_are_skipped_with_the_reason(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = workspace / "data/inbox"
+    write(inbox, PETS)
+    (inbox / "cat/loop.jpg").symlink_to("loop.jpg")
+    (inbox / "cat/there.jpg").symlink_to("back.jpg")
+    (inbox / "cat/back.jpg").symlink_to("there.jpg")
+    monkeypatch.chdir(inbox / "dog")  # a socket's path has to be short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket.jpg")
+    monkeypatch.chdir(workspace)
+    with (inbox / "dog/film.mp4").open("wb") as film:
+        film.truncate((1 << 30) + 1)  # without a byte of it on the disk
+    folder = obtained(source="folder")
+    assert contents(folder) == PETS
+    loop = f"cannot be read: {os.strerror(errno.ELOOP)}"
+    assert Source.read(folder).skipped == {
+        "cat/back.jpg": loop,
+        "cat/loop.jpg": loop,
+        "cat/there.jpg": loop,
+        "dog/film.mp4": "1,073,741,825 bytes, more than 1,073,741,824",
+        "dog/socket.jpg": "not a file",
+    }
+
+
+def test_a_file_that_may_not_be_read_is_skipped(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(workspace / "data/inbox", PETS)
+    read_bytes = Path.read_bytes
+
+    def guarded(path: Path) -> bytes:
+        if path.match("cat/1.jpg"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", guarded)
+    assert Source.read(obtained(source="folder")).skipped == {
+        "cat/1.jpg": "cannot be read: Permission denied"
     }
 
 

@@ -128,6 +128,18 @@ def test_classes_called_as_the_splits_are_classes(run: Any) -> None:
     assert (counts > 0).all(axis=None)
 
 
+def test_classes_that_look_alike_are_classes_and_pointed_out(
+    run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = run({"Cat": 3, "cat": 3, "caf\u00e9": 3, "cafe\u0301": 3, "dog": 3})
+    assert len(counts) == 5
+    warned = [line for line in capsys.readouterr().out.splitlines() if "look alike" in line]
+    assert warned == [
+        "warning: 2 classes look alike: 'Cat', 'cat'",
+        r"warning: 2 classes look alike: 'cafe\u0301', 'caf\xe9'",
+    ]
+
+
 def test_hundreds_of_classes_are_said_nothing_of_at_length(
     run: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,9 +157,8 @@ def test_hundreds_of_classes_are_said_nothing_of_at_length(
 ODD = (
     "a b", " before", "after ", "a,b", 'a"b', "a'b", "a\nb", "a\r\nb", "a\rb", "a\tb", "é",
     "e\u0301", "🐱", "👩‍🔬", "\u202egnp", "שלום", "x" * 255, "-rf", "--help", "<script>",
-    "=1+1", "NA", "None", "nan", "null", "true", "1e3", "007", "%s{}", "$\\frac{1}$", "$x", "\x1b[2J", "\x07",
-    "\x7f",
-    "\\", "\\n", "a\u2028b", "a\x85b", "~", "#x", "&amp;",
+    "=1+1", "NA", "None", "nan", "null", "true", "1e3", "007", "%s{}", "$\\frac{1}$", "$x",
+    "\x1b[2J", "\x07", "\x7f", "\\", "\\n", "a\u2028b", "a\x85b", "~", "#x", "&amp;",
 )  # fmt: skip
 
 
