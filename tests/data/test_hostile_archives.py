@@ -418,11 +418,12 @@ def header(name: str, size_field: bytes, kind: bytes = b"0") -> bytes:
 
 
 NEGATIVE = b"\xff" * 10 + b"\xfc\x00"  # -1024
+ONE_BACK = b"\xff" * 10 + b"\xfe\x00"  # -512: the header itself would be the next
 MINUS_ONE = b"\xff" * 12
 HUGE = b"\x80" + bytes(5) + b"\x7f" + bytes(5)
 
 
-@pytest.mark.parametrize("size", [NEGATIVE, MINUS_ONE, HUGE, b"77777777777\0"])
+@pytest.mark.parametrize("size", [NEGATIVE, ONE_BACK, MINUS_ONE, HUGE, b"77777777777\0"])
 @pytest.mark.parametrize("kind", [b"0", b"x", b"g", b"L", b"K", b"S", b"5"])
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
 def test_impossible_sizes_in_a_tar_are_refused_or_do_no_harm(

@@ -173,6 +173,7 @@ def test_odd_names_come_back_unchanged_and_never_reach_the_terminal(
     for path in paths:
         put(rng, tmp_path / "inbox" / path)
     (tmp_path / "inbox" / "a\nb" / "\x1b[2J.png").write_bytes(b"no image")
+    (tmp_path / "inbox" / "a\rb" / "gone.png").symlink_to("nowhere")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # such as matplotlib's of missing glyphs
         run({})
@@ -183,7 +184,10 @@ def test_odd_names_come_back_unchanged_and_never_reach_the_terminal(
         table = read(file)
         assert set(table["path"]) == paths
         assert (table["label"] == table["path"].str.partition("/")[0]).all()
-    assert read("data/resized/quarantine.csv")["path"].tolist() == ["a\nb/\x1b[2J.png"]
+    assert read("data/resized/quarantine.csv")["path"].tolist() == [
+        "a\rb/gone.png",
+        "a\nb/\x1b[2J.png",
+    ]
     predictions = read("reports/test/predictions.csv")
     assert set(predictions["path"]) <= paths
     assert set(predictions["label"]) == set(ODD) and set(predictions["prediction"]) <= set(ODD)
