@@ -16,7 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 from cnnpipe import __version__
-from cnnpipe.errors import RunFailed, UserError
+from cnnpipe.errors import RunFailed, UserError, printable
 
 PARAMS = "params.yaml"
 STAGES = {
@@ -43,9 +43,7 @@ def main() -> None:
         code = _command(sys.argv[1:])
         sys.stdout.flush()
     except (UserError, RunFailed) as error:
-        # One line, whatever a file or a class is called.
-        line = str(error).encode("unicode_escape").decode() if "\n" in str(error) else str(error)
-        print(f"cnnpipe: {line}", file=sys.stderr)
+        print(f"cnnpipe: {printable(str(error))}", file=sys.stderr)
         code = 2 if isinstance(error, UserError) else 1
     except Terminated:
         print("cnnpipe: terminated", file=sys.stderr)

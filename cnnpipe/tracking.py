@@ -148,7 +148,8 @@ class Run:
             digest=digest,
         )
         counts = table["label"].value_counts().sort_index()
-        tags = {f"images.{label}": str(count) for label, count in counts.head(100).items()}
+        # MLflow takes no longer names.
+        tags = {f"images.{label}"[:250]: str(n) for label, n in counts.head(100).items()}
         self._log("data", data=data.to_dict(), tags={"mlflow.data.context": context, **tags})
 
     def log_model(self, path: str | Path, class_names: Sequence[str]) -> None:

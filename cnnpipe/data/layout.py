@@ -1,6 +1,7 @@
 """From the paths of image files to their classes: how people lay folders out."""
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -25,7 +26,7 @@ class Place(NamedTuple):
 
 
 class NoClasses(ValueError):
-    """The files do not lie in at least two class folders; the message says what is there."""
+    """There are not at least two classes with files to read; the message says what is there."""
 
 
 def places(paths: list[str]) -> dict[str, Place]:
@@ -37,7 +38,7 @@ def places(paths: list[str]) -> dict[str, Place]:
     so a folder of folders stays one with a Thumbs.db or a list of labels in it.
 
     Args:
-        paths: relative, with forward slashes.
+        paths: with forward slashes; where one begins with a slash, that is left out.
 
     Raises:
         NoClasses: fewer than two classes.
@@ -84,10 +85,29 @@ def places(paths: list[str]) -> dict[str, Place]:
     return found
 
 
+def check_readable(found: Mapping[str, Place], reasons: Mapping[str, str]) -> None:
+    """Passes where each class has a file that can be read.
+
+    Args:
+        found: the place of each file.
+        reasons: why files cannot be read, by their paths.
+
+    Raises:
+        NoClasses: a class has none.
+    """
+    left = {place.label for path, place in found.items() if path not in reasons}
+    for path, place in sorted(found.items()):
+        if place.label not in left:
+            raise NoClasses(
+                f"class {place.label!r}: none of its files can be read, the first is "
+                f"{path}: {reasons[path]}"
+            )
+
+
 @cache  # one tuple for all files of a folder
 def _parts(folder: str) -> tuple[str, ...]:
     """The folders from the top down; none where one of them is hidden."""
-    parts = PurePosixPath(folder).parts
+    parts = PurePosixPath(folder.lstrip("/")).parts
     if any(part.startswith(".") or part == "__MACOSX" for part in parts):
         return ()
     return parts

@@ -1,8 +1,10 @@
 """The tables in data/resized/: what is known of each image, used or not."""
 
+import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -54,7 +56,21 @@ def read(path: str | Path, columns: Mapping[str, type], made_by: str) -> pd.Data
 
 def write(table: pd.DataFrame, path: Path, columns: Mapping[str, type]) -> None:
     """The table as a CSV file with those columns in that order."""
-    table.to_csv(path, columns=list(columns), index=False, lineterminator="\n")
+    table.to_csv(
+        path,
+        columns=list(columns),
+        index=False,
+        lineterminator="\n",
+        quoting=quoting(table["path"]),
+    )
+
+
+def quoting(texts: Iterable[str]) -> Literal[0, 2]:
+    """How a CSV file is to be quoted for these texts to come back unchanged.
+
+    Python's csv module leaves a lone carriage return unquoted, which ends the line for a reader.
+    """
+    return csv.QUOTE_NONNUMERIC if any("\r" in text for text in texts) else csv.QUOTE_MINIMAL
 
 
 def read_class_names(folder: str | Path) -> list[str]:

@@ -12,45 +12,57 @@ import io
 import json
 import lzma
 import os
-import shutil
 import stat
 import struct
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from cnnpipe.data.decode import UnreadableImage
-from cnnpipe.data.layout import NoClasses, places
-from cnnpipe.errors import UserError
+from cnnpipe.data.layout import NoClasses, check_readable, places
+from cnnpipe.errors import UserError, printable
 from cnnpipe.workspace import whole_file
 
 SOURCE_FILE = "source.json"
 
-_MOST_BYTES = 1 << 30
-"""Of an image file: what the largest picture that is decoded takes in 16 bits a colour. What claims
-to be larger is not read."""
-_ALWAYS_UNPACKED = 1 << 30
-_MOST_UNPACKED = 100
-"""A compressed tar may unpack to so many bytes, or so many times its size."""
-_MOST_HEADER = 16 << 20
-"""What is read of a tar at once: extended headers are a few hundred bytes."""
-_ENCRYPTED = 1
-"""The flag of a zip's entry. Source: PKWARE, "APPNOTE.TXT", section 4.4.4."""
-_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+# Larger files are no images of any use, and are not read.
+_MAX_FILE_BYTES = 1 << 30
 
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError,
-            ValueError, OverflowError, NotImplementedError)  # fmt: skip
-"""What reading a damaged archive, or one that is none, raises."""
+# Archives made to fill the disk are refused. Images hardly compress, even plain ones of one colour
+# not so much, and a small archive does no harm.
+_MAX_PLAIN_BYTES = 1 << 30
+_MAX_RATIO = 100
+
+_CHUNK_BYTES = 1 << 20
+
+_DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, struct.error),
+    # Of fields that cannot be: the standard library does not check all of them itself.
+    *(EOFError, OSError, ValueError, NotImplementedError, OverflowError, RecursionError),
+)
+"""What reading a damaged archive raises."""
+
+# By what the file says, since tarfile would look into a compressed one without a limit.
+_COMPRESSED: tuple[tuple[bytes, Any], ...] = (
+    (b"\x1f\x8b", gzip.open),
+    (b"BZh", bz2.open),
+    (b"\xfd7zXZ\0", lzma.open),
+    (b"]\0\0", lzma.open),
+)
+_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_TEXTS = ("", ".txt", ".md", ".rst", ".pdf", ".html", ".csv", ".json", ".xml")
+
+_LINK, _NOT_A_FILE, _ENCRYPTED = "a link, not a file", "not a file", "encrypted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +146,7 @@ def open_raw(folder: str | Path) -> Iterator[tuple[Raw, list[RawImage]]]:
         except NoClasses as error:
             raise UserError(f"{archive}: {error}") from None
         except _DAMAGED as error:
-            if getattr(error, "errno", None) == errno.ENOSPC:  # for the plain copy
+            if getattr(error, "errno", None) == errno.ENOSPC:  # for the copy of an archive
                 raise
             raise UserError(
                 f"{archive}: cannot be read, run `cnnpipe download` again: {error}"
@@ -144,50 +156,116 @@ def open_raw(folder: str | Path) -> Iterator[tuple[Raw, list[RawImage]]]:
 
 @contextmanager
 def _open(folder: Path, source: Source) -> Iterator[Raw]:
-    archive = folder / source.archives[0]
+    paths = tuple(folder / name for name in source.archives)
     if source.class_names:
-        yield Idx(tuple(folder / name for name in source.archives), source.class_names)
-    elif zipfile.is_zipfile(archive):
-        yield Zip(archive)
+        yield Idx(paths, source.class_names)
     else:
-        with ExitStack() as stack, _tar_stream(archive) as (stream, is_compressed):
-            if is_compressed:
-                # A compressed tar can only be read from the front, a plain copy from anywhere.
-                scratch = tempfile.TemporaryDirectory(dir=folder.parent, prefix=".untar.")
-                archive = Path(stack.enter_context(scratch)) / "plain.tar"
-                with archive.open("wb") as plain:
-                    shutil.copyfileobj(stream, plain, 1 << 20)
-            yield Tar(archive)
+        with _open_archive(paths[0], folder.parent) as archive:
+            yield archive
 
 
-def check_archive(path: Path) -> None:
-    """Passes where the file is a zip or tar archive whose files lie in class folders.
+class _NoArchive(ValueError):
+    def __init__(self) -> None:
+        super().__init__("neither a zip nor a tar archive")
+
+
+@contextmanager
+def _open_archive(path: Path, scratch: Path) -> "Iterator[Zip | Tar]":
+    with path.open("rb") as file:
+        head = file.read(tarfile.BLOCKSIZE)
+    if head.startswith(b"PK"):
+        yield Zip(path)
+    elif openers := [opener for magic, opener in _COMPRESSED if head.startswith(magic)]:
+        # A compressed tar can only be read from the front, a plain copy from anywhere.
+        with tempfile.TemporaryDirectory(dir=scratch, prefix=".untar.") as folder:
+            plain = Path(folder) / "plain.tar"
+            with openers[0](path) as stream, plain.open("wb") as copy:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    if not copy.tell() and not _is_tar(chunk):
+                        raise _NoArchive
+                    copy.write(chunk)
+                    _check_size(path, copy.tell())
+            yield Tar(plain)
+    elif _is_tar(head):  # before zip's test, which is content with a zip archive at a tar's end
+        yield Tar(path)
+    elif zipfile.is_zipfile(path):
+        yield Zip(path)
+    else:
+        raise _NoArchive
+
+
+def _is_tar(data: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(data[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+        return True
+    except (tarfile.TarError, ValueError):
+        return False
+
+
+def _check_size(path: Path, num_bytes: int) -> None:
+    packed = path.stat().st_size
+    if num_bytes > max(_MAX_PLAIN_BYTES, _MAX_RATIO * packed):
+        raise UserError(
+            f"{path.name}: unpacks to more than {_MAX_RATIO} times its {packed:,} bytes, which no "
+            "archive of images does"
+        )
+
+
+def check_archive(path: Path, outer: str = "") -> tuple[Path, dict[str, str]]:
+    """The archive to keep, and which files in its class folders cannot be read, with the reasons.
+
+    Where an archive holds another and no images, the inner one is kept; it is copied to the folder
+    `inner` beside the outer one.
+
+    Args:
+        path: the archive.
+        outer: what the archive came out of.
 
     Raises:
-        UserError: it is not.
+        UserError: it is no zip or tar archive of class folders, or one that does harm.
     """
-    names: list[str] = []
+    name = printable(f"{outer}: {path.name}" if outer else path.name)
     try:
-        if zipfile.is_zipfile(path):
-            files = Zip(path).files
-            names = list(files)
-            if files and all(info.flag_bits & _ENCRYPTED for info in files.values()):
-                raise UserError(f"{path.name}: is encrypted: take the password off it")
-        else:
-            names = list(_members(path))
-        places(names)
+        with _open_archive(path, path.parent) as archive:
+            members = archive.members
+            if members and all(entry == _ENCRYPTED for entry in members.values()):
+                raise UserError(f"{name}: is encrypted: pack it again without the password")
+            try:
+                check_readable(places(list(members)), archive.reasons)
+                return path, archive.skipped
+            except NoClasses:
+                inner = _inner_archive(members)
+                if not inner:
+                    raise
+            if outer or len(inner) > 1 or isinstance(members[inner[0]], str):
+                raise UserError(
+                    f"{name}: holds no class folders but archives, such as "
+                    f"{printable(inner[0])}: unpack them, and set download.source=folder"
+                )
+            suffix = next(suffix for suffix in _SUFFIXES if inner[0].lower().endswith(suffix))
+            kept = path.parent / "inner" / f"images{suffix}"
+            with whole_file(kept) as part, part.open("wb") as file:
+                file.writelines(archive.chunks(members[inner[0]]))
+        print(f"{name}: holds {printable(inner[0])} alone, which is taken instead")
+        return check_archive(kept, name)
     except NoClasses as error:
-        inner = [name for name in names if name.lower().endswith(_ARCHIVES)]
-        if inner:
-            raise UserError(
-                f"{path.name}: holds another archive, {inner[0]}, and no class folders: unpack it "
-                "once, and give the one within"
-            ) from None
-        raise UserError(f"{path.name}: {error}") from None
+        raise UserError(f"{name}: {error}") from None
+    except _NoArchive as error:
+        raise UserError(f"{name}: {error}") from None
     except _DAMAGED as error:
-        raise UserError(
-            f"{path.name}: neither a zip nor a tar archive, or a damaged one: {error}"
-        ) from None
+        raise UserError(f"{name}: the archive is damaged: {error}") from None
+
+
+def _inner_archive(paths: Iterable[str]) -> list[str]:
+    """The archives among the paths; none where there are other files, but for texts."""
+    visible = [
+        path
+        for path in paths
+        if not any(part.startswith(".") or part == "__MACOSX" for part in path.split("/") if part)
+    ]
+    inner = [path for path in visible if path.lower().endswith(_SUFFIXES)]
+    others = {PurePosixPath(path).suffix.lower() for path in set(visible) - set(inner)}
+    return inner if others <= set(_TEXTS) else []
 
 
 class _File(io.RawIOBase):
@@ -207,8 +285,14 @@ class _File(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        size = os.fstat(self._descriptor).st_size
-        self._position = (0, self._position, size)[whence] + offset
+        if whence == os.SEEK_CUR:
+            offset += self._position
+        elif whence == os.SEEK_END:
+            offset += os.fstat(self._descriptor).st_size
+        self._position = offset
+        return offset
+
+    def tell(self) -> int:
         return self._position
 
     def readinto(self, buffer: Any) -> int:
@@ -222,145 +306,172 @@ class _File(io.RawIOBase):
         super().close()
 
 
-class _TarStream(io.RawIOBase):
-    """The bytes of a tar, uncompressed, that ends with an error before it fills disk or memory.
+class _Headers(_File):
+    """A tar archive whose headers alone are read, each after the one before.
 
-    A few megabytes can stand for terabytes of zeros, though image files hardly shrink; and tarfile
-    reads a header of any length at once.
+    A header can say that it is gigabytes long, or that the next one lies before it; tarfile would
+    read it whole, or run in circles.
     """
-
-    def __init__(self, stream: Any, most: int) -> None:
-        self._stream = stream
-        self._most = most
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return int(self._stream.tell())
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._check(offset)
-        return int(self._stream.seek(offset, whence))
+        before = self._position
+        if super().seek(offset, whence) < before:
+            raise tarfile.ReadError("a header of negative size")
+        return self._position
 
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _MOST_HEADER:
-            raise tarfile.ReadError(f"a header of {size:,} bytes")
-        self._check(self.tell() + size)
-        return bytes(self._stream.read(size))
-
-    def _check(self, position: int) -> None:
-        if position > self._most:
-            raise tarfile.ReadError(f"it unpacks to more than {self._most:,} bytes")
+    def read(self, size: int = -1, /) -> bytes:
+        if not 0 <= size <= _CHUNK_BYTES:
+            raise tarfile.ReadError("a header without end")
+        return super().read(size) or b""
 
 
-@contextmanager
-def _tar_stream(path: Path) -> Iterator[tuple[_TarStream, bool]]:
-    """The bytes of a tar, and whether it is a compressed one."""
-    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
-    with path.open("rb") as file:
-        opener = openers.get(file.read(2))
-        file.seek(0)
-        size = path.stat().st_size
-        if opener is None:
-            yield _TarStream(file, size + _MOST_HEADER), False
-            return
-        with opener(file) as stream:
-            yield _TarStream(stream, max(_ALWAYS_UNPACKED, _MOST_UNPACKED * size)), True
+class _Archive:
+    """What zip and tar archives of class folders share."""
+
+    path: Path
+    members: dict[str, Any]
+    """By path, of several of one name the last: where to read a file, or why it cannot be (str)."""
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why members cannot be read, wherever they lie."""
+        return {path: entry for path, entry in self.members.items() if isinstance(entry, str)}
+
+    @property
+    def images(self) -> list[RawImage]:
+        """All files in class folders that can be read, sorted by path."""
+        return [
+            RawImage(path, place.label, place.official, self.members[path])
+            for path, place in sorted(places(list(self.members)).items())
+            if not isinstance(self.members[path], str)
+        ]
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """What else lies in class folders, sorted by path, with the reasons."""
+        found, reasons = places(list(self.members)), self.reasons
+        return {path: reasons[path] for path in sorted(reasons) if path in found}
+
+    def _add(self, path: str, entry: Any) -> None:
+        if ".." in path.split("/"):
+            raise UserError(
+                f"{self.path.name}: {printable(path)} leads out of the archive: pack it again, "
+                "from within its folder"
+            )
+        if "\0" in path or any("\ud800" <= c <= "\udfff" for c in path):
+            path, entry = printable(path), "its name is not text"
+        self.members[path] = entry
 
 
-def _members(path: Path) -> dict[str, tuple[int, int] | str]:
-    """Where each file of a tar lies, (offset, size) in bytes, or why it cannot be used, by path.
-
-    The last of several of one name counts, as when unpacking.
-    """
-    found: dict[str, tuple[int, int] | str] = {}
-    with _tar_stream(path) as (stream, _), tarfile.open(fileobj=stream, mode="r:") as tar:
-        for member in tar:
-            if member.size < 0:  # from there tarfile would go back, and so for ever
-                raise tarfile.ReadError(f"{member.name}: a size of {member.size}")
-            if member.isdir():
-                continue
-            if member.issym() or member.islnk():
-                found[member.name] = "a link, not a file"
-            elif not member.isreg() or member.issparse():
-                found[member.name] = "not a file"
-            elif member.size > _MOST_BYTES:
-                found[member.name] = _too_large(member.size)
-            else:
-                found[member.name] = member.offset_data, member.size
-    return found
-
-
-def _too_large(size: int) -> str:
-    return f"{size:,} bytes, more than {_MOST_BYTES:,}"
-
-
-class Zip:
+class Zip(_Archive):
     """A zip archive of class folders."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.members = {}
         self._archive = zipfile.ZipFile(_File(path))
+        for info in self._archive.infolist():
+            if not info.is_dir():
+                # Info-ZIP's rule: some programs of Windows write its own separators.
+                name = info.filename
+                self._add(name if "/" in name else name.replace("\\", "/"), _zip_entry(info))
+        # Entries can share their bytes, so that each is small and all together are endless.
+        readable = (entry for entry in self.members.values() if not isinstance(entry, str))
+        _check_size(path, sum(entry.file_size for entry in readable))
 
     def __reduce__(self) -> tuple[type["Zip"], tuple[Path]]:
         return Zip, (self.path,)
 
-    @property
-    def files(self) -> dict[str, zipfile.ZipInfo]:
-        """The entries of all files by path; of several of one name the last counts."""
-        return {info.filename: info for info in self._archive.infolist() if not info.is_dir()}
-
-    @property
-    def images(self) -> list[RawImage]:
-        """All files in class folders, sorted by path."""
-        return _images(self.files)
+    def chunks(self, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+        """The file's bytes, no more of them than the archive says."""
+        with self._archive.open(entry) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
 
     def read(self, image: RawImage) -> bytes:
         """The bytes of the image file.
 
         Raises:
-            UnreadableImage: it is encrypted, damaged, compressed in an unknown way, too large, or
-                a link.
+            UnreadableImage: it is damaged, or compressed in an unknown way.
         """
-        info = image.entry
-        if stat.S_ISLNK(info.external_attr >> 16):
-            raise UnreadableImage("a link, not a file")
-        if info.file_size > _MOST_BYTES:
-            raise UnreadableImage(_too_large(info.file_size))
         try:
-            return self._archive.read(info)
-        except (*_DAMAGED, RuntimeError) as error:  # RuntimeError: encrypted; or not implemented
+            return b"".join(self.chunks(image.entry))
+        except _DAMAGED as error:
             raise UnreadableImage(f"damaged in the archive: {error}") from None
 
 
-class Tar:
+def _zip_entry(info: zipfile.ZipInfo) -> zipfile.ZipInfo | str:
+    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where it was packed without one
+    if kind not in (0, stat.S_IFREG):
+        return _LINK if kind == stat.S_IFLNK else _NOT_A_FILE
+    if info.flag_bits & 1:
+        return _ENCRYPTED
+    # Python unpacks bzip2 and LZMA without a limit, whatever the size that is stated.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "compressed by another method than deflate"
+    return too_large(info.file_size) or info
+
+
+def too_large(num_bytes: int) -> str:
+    """Why a file of that size is not read; empty where it is."""
+    return f"{num_bytes:,} bytes, more than {_MAX_FILE_BYTES:,}" * (num_bytes > _MAX_FILE_BYTES)
+
+
+class Tar(_Archive):
     """An uncompressed tar archive of class folders, read by offset."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._members = _members(path)
+        self.members = {}
+        with _Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            while member := tar.next():
+                tar.members = []  # type: ignore[attr-defined] # it would keep them all
+                if not member.isdir():
+                    self._add(member.name, _tar_entry(member))
+                if member.size < 0:
+                    raise tarfile.ReadError("a file of negative size")
+        # tarfile takes a damaged header for the end.
+        with path.open("rb") as plain:
+            plain.seek(tar.offset)
+            if plain.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"a damaged header at byte {tar.offset:,}")
 
-    @property
-    def images(self) -> list[RawImage]:
-        """All files in class folders, sorted by path."""
-        return _images(self._members)
+    def chunks(self, entry: tuple[int, int]) -> Iterator[bytes]:
+        """The file's bytes.
+
+        Raises:
+            EOFError: the archive ends before them.
+        """
+        offset, left = entry
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            while left:
+                chunk = file.read(min(left, _CHUNK_BYTES))
+                if not chunk:
+                    raise EOFError("the archive is cut short")
+                left -= len(chunk)
+                yield chunk
 
     def read(self, image: RawImage) -> bytes:
         """The bytes of the image file.
 
         Raises:
-            UnreadableImage: it is a link or a device, too large, or cut short.
+            UnreadableImage: the archive has been cut short.
         """
-        if isinstance(image.entry, str):
-            raise UnreadableImage(image.entry)
-        offset, size = image.entry
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(size)
-        if len(data) < size:
-            raise UnreadableImage("damaged in the archive: cut short")
-        return data
+        try:
+            return b"".join(self.chunks(image.entry))
+        except (EOFError, OSError) as error:
+            raise UnreadableImage(f"damaged in the archive: {error}") from None
+
+
+def _tar_entry(member: tarfile.TarInfo) -> tuple[int, int] | str:
+    if member.issym() or member.islnk():
+        return _LINK
+    if member.issparse():
+        return "a sparse file"  # its bytes do not lie in one piece
+    if not member.isreg():
+        return _NOT_A_FILE
+    return too_large(member.size) or (member.offset_data, member.size)
 
 
 class Idx:
@@ -379,6 +490,11 @@ class Idx:
     @cached_property
     def _arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         arrays = [read_idx(path) for path in self.paths]
+        for images, labels, path in zip(arrays[::2], arrays[1::2], self.paths[1::2], strict=True):
+            if images.ndim != 3 or labels.shape != images.shape[:1]:
+                raise UserError(f"{path.name}: not the labels of the images beside it")
+            if labels.size and labels.max() >= len(self.class_names):
+                raise UserError(f"{path.name}: a label {labels.max()}, of no class")
         return {"train": (arrays[0], arrays[1]), "test": (arrays[2], arrays[3])}
 
     @property
@@ -427,13 +543,6 @@ def png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png", compress_level=1)
     return file.getvalue()
-
-
-def _images(files: Mapping[str, Any]) -> list[RawImage]:
-    return [
-        RawImage(path, place.label, place.official, files[path])
-        for path, place in sorted(places(list(files)).items())
-    ]
 
 
 def _limited(images: list[RawImage], limit: int | None) -> list[RawImage]:

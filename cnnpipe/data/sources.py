@@ -18,10 +18,10 @@ from urllib.parse import unquote
 from tqdm import tqdm
 
 from cnnpipe.data import drawn_pets
-from cnnpipe.data.fetch import fetch
-from cnnpipe.data.layout import NoClasses, places
-from cnnpipe.data.raw import Source, check_archive, jpeg, png
-from cnnpipe.errors import UserError
+from cnnpipe.data.downloads import fetch
+from cnnpipe.data.layout import NoClasses, check_readable, places
+from cnnpipe.data.raw import SOURCE_FILE, Source, check_archive, jpeg, png, too_large
+from cnnpipe.errors import UserError, printable
 from cnnpipe.params import Download
 from cnnpipe.processes import num_cores, process_pool
 from cnnpipe.workspace import repository_root
@@ -105,6 +105,7 @@ def obtain(settings: Download, seed: int, folder: Path) -> Source:
         UserError: there is no such folder, it holds no class folders, or what was downloaded is
             not the archive that the settings describe.
         RunFailed: the server could not be reached.
+        OSError: the disk is full.
     """
     limit = settings.limit_per_class
     if settings.source == "drawn-pets":
@@ -118,8 +119,9 @@ def obtain(settings: Download, seed: int, folder: Path) -> Source:
     elif settings.source == "url":
         assert settings.url is not None and settings.sha256 is not None  # params.load's work
         archive = fetch(settings.url, _file_name(settings.url), f"sha256:{settings.sha256}")
-        check_archive(archive)
-        source = Source(settings.source, settings.url, _take([archive], folder), limit)
+        archive, skipped = check_archive(archive)
+        names = _take([archive], folder)
+        source = Source(settings.source, settings.url, names, limit, skipped=skipped)
     else:
         published = PUBLISHED[settings.source]
         files = [
@@ -133,7 +135,12 @@ def obtain(settings: Download, seed: int, folder: Path) -> Source:
 
 
 def _file_name(url: str) -> str:
-    return PurePosixPath(unquote(re.split("[?#]", url)[0])).name
+    """The URL's own, where a file beside source.json can have it."""
+    name = PurePosixPath(unquote(re.split("[?#]", url)[0])).name
+    usable = (
+        name.isprintable() and len(name.encode()) <= 200 and name not in ("", "..", SOURCE_FILE)
+    )
+    return name if usable else "archive"
 
 
 def source_folder(folder: str) -> Path:
@@ -185,13 +192,10 @@ def _obtain_folder(settings: Download, folder: Path) -> Source:
 
     names = _pack(tqdm(contents(), "packing", len(wanted), unit="image", disable=None), folder)
     skipped = {path: skipped[path] for path in wanted if path in skipped}
-    packed = {found[path].label for path in wanted if path not in skipped}
-    for path, reason in skipped.items():
-        if found[path].label not in packed:
-            raise UserError(
-                f"download.folder = {settings.folder}: class {found[path].label!r}: none of its "
-                f"files can be read, the first is {path}: {reason}"
-            )
+    try:
+        check_readable(found, skipped)
+    except NoClasses as error:
+        raise UserError(f"download.folder = {settings.folder}: {error}") from None
     where = str((repository_root() / settings.folder).resolve())
     return Source("folder", where, names, settings.limit_per_class, skipped=skipped)
 
@@ -219,18 +223,19 @@ def _files_under(top: Path, skipped: dict[str, str]) -> Iterator[str]:
             relative = path.relative_to(top).as_posix()
             try:
                 relative.encode()
-                regular = stat.S_ISREG(path.stat().st_mode)
+                status = path.stat()
             except UnicodeEncodeError:
-                printable = os.fsencode(relative).decode(errors="backslashreplace")
-                skipped[printable] = "its name is not UTF-8"
+                skipped[printable(relative)] = "its name is not UTF-8"
                 continue
             except OSError as error:
                 skipped[relative] = f"cannot be read: {error.strerror}"
                 continue
-            if regular:
-                yield relative
-            else:
+            if not stat.S_ISREG(status.st_mode):
                 skipped[relative] = "not a file"
+            elif reason := too_large(status.st_size):
+                skipped[relative] = reason
+            else:
+                yield relative
 
 
 def _pack(contents: Iterable[tuple[str, bytes]], folder: Path) -> tuple[str, ...]:

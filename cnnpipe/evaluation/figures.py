@@ -1,10 +1,12 @@
 """Pictures of a training and its result, as matplotlib figures: no display, no network."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito, "Color universal design" (2008): told apart by colour-blind people, too.
@@ -111,6 +113,12 @@ def mistake_captions(
 
 
 def _short(name: str) -> str:
-    # matplotlib cannot draw what stands for the undecodable bytes of a folder's name.
-    name = " ".join(name.encode(errors="replace").decode().split())
+    name = " ".join(name.split())
+    name = "".join(c if ord(c) in _glyphs() else "?" for c in name)
     return name if len(name) <= 16 else name[:15] + "…"
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    """What matplotlib's font can draw; of anything else it would warn at length."""
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())

@@ -9,8 +9,9 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from cnnpipe.data import manifest
 from cnnpipe.data.decode import UnreadableImage
-from cnnpipe.errors import UserError
+from cnnpipe.errors import UserError, printable
 from cnnpipe.serving.predictor import Predictor
 from cnnpipe.workspace import whole_file
 
@@ -48,7 +49,8 @@ def predict_paths(predictor: Predictor, paths: list[str], csv_file: str | None) 
 
 
 def _write(predictor: Predictor, files: list[tuple[str, bool]], output: TextIO) -> int:
-    writer = csv.writer(output, lineterminator="\n")
+    texts = [*(path for path, _ in files), *predictor.class_names]
+    writer = csv.writer(output, lineterminator="\n", quoting=manifest.quoting(texts))
     columns = [f"probability_{name}" for name in predictor.class_names]
     writer.writerow(["path", "prediction", *columns])
     code = 0
@@ -60,12 +62,12 @@ def _write(predictor: Predictor, files: list[tuple[str, bool]], output: TextIO) 
             row = predictor.predict([data])[0]
         except (UnreadableImage, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            print(f"cnnpipe: {path}: {reason}", file=sys.stderr)
+            print(f"cnnpipe: {printable(f'{path}: {reason}')}", file=sys.stderr)
             code = 2 if named else code
             continue
         num_read += 1
         prediction = predictor.class_names[int(row.argmax())]
-        writer.writerow([path, prediction, *(repr(float(value)) for value in row)])
+        writer.writerow([path, prediction, *map(float, row)])
     return code if num_read else 2
 
 

@@ -52,9 +52,11 @@ def run(params: Params) -> None:
     validation = _val_accuracy(), int((table["split"] == "val").sum())
     result = metrics(probabilities, labels, params.evaluate.calibration_bins)
     predictions = test[["path", "label"]].assign(
-        prediction=[class_names[i] for i in probabilities.argmax(axis=1)],
-        **{f"probability_{name}": probabilities[:, i] for i, name in enumerate(class_names)},
+        prediction=[class_names[i] for i in probabilities.argmax(axis=1)]
     )
+    columns = [f"probability_{name}" for name in class_names]
+    each = pd.DataFrame(probabilities, index=test.index, columns=columns)
+    predictions = pd.concat([predictions, each], axis=1)
     classes = per_class(probabilities, labels)
     classes.insert(0, "label", list(class_names))
     worst = confident_mistakes(probabilities, labels, params.evaluate.mistakes)
@@ -74,8 +76,9 @@ def run(params: Params) -> None:
         tracking.reopen_run(trained_by, f"{classifier.model.architecture} evaluated") as tracked,
     ):
         (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
-        predictions.to_csv(folder / "predictions.csv", index=False, lineterminator="\n")
-        classes.to_csv(folder / "classes.csv", index=False, lineterminator="\n")
+        for frame, name in ((predictions, "predictions.csv"), (classes, "classes.csv")):
+            quoting = manifest.quoting([*test["path"], *class_names])
+            frame.to_csv(folder / name, index=False, lineterminator="\n", quoting=quoting)
         for name, figure in pictures.items():
             figure.savefig(folder / name, format="png")
             tracked.log_figure(figure, f"test/{name}")

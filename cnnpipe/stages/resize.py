@@ -65,7 +65,13 @@ def run(params: Params) -> None:
             (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file,
             tqdm(total=len(files), desc="resizing", unit="image", disable=None) as progress,
         ):
-            writer = csv.DictWriter(file, list(manifest.COLUMNS), "", lineterminator="\n")
+            writer = csv.DictWriter(
+                file,
+                list(manifest.COLUMNS),
+                "",
+                lineterminator="\n",
+                quoting=manifest.quoting(image.path for image in files),
+            )
             writer.writeheader()
             for kept, refused, small in _written(raw, settings, jobs):
                 writer.writerows(kept)  # at once: 20,000 of them would take 40 MB

@@ -5,7 +5,7 @@ import pandas as pd
 from cnnpipe.data import manifest
 from cnnpipe.data.splits import SPLITS, assign_splits
 from cnnpipe.data.store import open_images
-from cnnpipe.errors import UserError
+from cnnpipe.errors import UserError, printable
 from cnnpipe.params import Params
 from cnnpipe.workspace import whole_file
 
@@ -31,7 +31,8 @@ def run(params: Params) -> None:
     _check(counts)
     with whole_file("data/split.csv") as part:
         manifest.write(result, part, manifest.SPLIT_COLUMNS)
-    print(counts.loc[counts.sum(axis=1).nlargest(20).index].sort_index().to_string())
+    largest = counts.loc[counts.sum(axis=1).nlargest(20).index].sort_index()
+    print(largest.rename(printable).to_string())
     for name in ("val", "test"):
         if without := counts.index[counts[name] == 0].tolist():
             print(f"warning: no {name} images of {len(without):,} classes, such as {without[0]!r}")

@@ -1,7 +1,10 @@
 """What the tests of the data share: pictures as photos are, their files, and a server to ask."""
 
+import email.utils
+import hashlib
 import io
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -58,8 +61,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Server(ThreadingHTTPServer):
     """Serves `files`, by path, on loopback; the first `failures` answers of a path are 503.
 
-    An answer stops after the next of `cuts` bytes, if there are any. With `ranges` a part of a file
-    can be asked for; its state is called `tag`.
+    Ranges are served where `ranges` is set.
+    `cuts` are the numbers of bytes after which the next answers' connections are lost.
     """
 
     daemon_threads = True
@@ -69,10 +72,20 @@ class Server(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.failures: Counter[str] = Counter()
         self.requests: list[str] = []
+        self.ranges = True
+        self.overlap = 0
+        """By how much a range begins before it was asked to."""
+        self.validators = ("ETag", "Last-Modified")
         self.cuts: list[int] = []
-        self.ranges = False
-        self.tag = '"1"'
+        self.headers: dict[str, str | None] = {}
+        """What the answers say instead of the truth; None is nothing."""
+        self.asked: list[dict[str, str]] = []
+        """The headers of the requests."""
         self.sent: list[int] = []
+        """The bytes of each answer's body."""
+        self.hold = threading.Event()
+        """Waited for before the second half of each answer."""
+        self.hold.set()
 
     @property
     def address(self) -> str:
@@ -85,33 +98,43 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
         self.server.requests.append(path)
+        self.server.asked.append(dict(self.headers))
         if self.server.failures[path]:
             self.server.failures[path] -= 1
             return self.send_error(503)
         if path not in self.server.files:
             return self.send_error(404)
         data = self.server.files[path]
-        asked = self.headers.get("Range", "")
-        is_same = self.headers.get("If-Range", self.server.tag) == self.server.tag
-        start = int(asked.removeprefix("bytes=").rstrip("-") or 0)
-        if not self.server.ranges or not is_same:
+        headers = {
+            "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+            "Last-Modified": email.utils.formatdate(zlib.crc32(data), usegmt=True),
+        }
+        headers = {name: headers[name] for name in self.server.validators}
+        first = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-")
+        start = max(0, int(first) - self.server.overlap) if self.server.ranges else 0
+        if "If-Range" in self.headers and self.headers["If-Range"] not in headers.values():
             start = 0
-        if start >= len(data) > 0:
+        if start and start >= len(data):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(data)}")
             self.send_header("Content-Length", "0")
             return self.end_headers()
-        self.send_response(206 if start else 200)
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        if self.server.ranges and self.server.tag:
-            self.send_header("ETag", self.server.tag)
-        self.send_header("Content-Length", str(len(data) - start))
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        headers["Content-Length"] = str(len(data) - start)
+        self.send_response(206 if start else 200)
+        for name, value in (headers | self.server.headers).items():
+            if value is not None:
+                self.send_header(name, value)
         self.end_headers()
-        rest = bytes(data)[start:]
-        rest = rest[: self.server.cuts.pop(0)] if self.server.cuts else rest
-        self.server.sent.append(len(rest))
-        self.wfile.write(rest)
+        body = data[start:]
+        if self.server.cuts:
+            body = body[: self.server.cuts.pop(0)]
+        half = len(body) // 2
+        self.wfile.write(body[:half])
+        self.server.hold.wait(60)
+        self.wfile.write(body[half:])
+        self.server.sent.append(len(body))
 
     def log_message(self, *args: Any) -> None:
         pass

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cnnpipe.data.layout import NoClasses, places
+from cnnpipe.data.layout import NoClasses, check_readable, places
 
 
 def found(*paths: str) -> dict[str, tuple[str, str]]:
@@ -128,3 +128,28 @@ def test_no_class_folders_at_all_are_refused_with_an_example(paths: list[str]) -
 def test_one_class_only_is_refused_by_name(paths: list[str]) -> None:
     with pytest.raises(NoClasses, match="only one class, 'cat'"):
         places(paths)
+
+
+def test_a_leading_slash_makes_no_class() -> None:
+    assert found("/cat/1", "cat/2", "//dog/3") == {
+        "/cat/1": ("cat", ""),
+        "cat/2": ("cat", ""),
+        "//dog/3": ("dog", ""),
+    }
+
+
+def test_both_names_of_a_split_are_one_split() -> None:
+    assert found("train/a/1", "train/b/1", "val/a/2", "validation/a/3", "Valid/b/4") == {
+        "train/a/1": ("a", "train"),
+        "train/b/1": ("b", "train"),
+        "val/a/2": ("a", "val"),
+        "validation/a/3": ("a", "val"),
+        "Valid/b/4": ("b", "val"),
+    }
+
+
+def test_a_class_of_which_nothing_can_be_read_is_named_with_the_first_reason() -> None:
+    layout = places(["a/1", "a/2", "b/1"])
+    check_readable(layout, {"a/1": "a link"})
+    with pytest.raises(NoClasses, match=r"^class 'a': none .* the first is a/1: a link$"):
+        check_readable(layout, {"a/2": "a pipe", "a/1": "a link"})

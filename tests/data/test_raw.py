@@ -167,6 +167,7 @@ def test_an_idx_file_is_read_in_its_shape(tmp_path: Path) -> None:
         gzip.compress(gzip.decompress(idx_of(np.zeros((9, 9))))[:-1]),
         gzip.compress(gzip.decompress(idx_of(np.zeros((9, 9)))) + b"1"),
     ],
+    ids=range(10),  # gzip writes the time, and pytest's own would be the bytes
 )
 def test_what_is_no_idx_file_is_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "labels.gz").write_bytes(data)
@@ -271,7 +272,9 @@ def test_an_archive_that_is_gone_or_damaged_names_the_command_that_brings_it(
         pass
 
 
-def test_a_damaged_or_encrypted_entry_of_a_zip_is_an_unreadable_image(raw: Path) -> None:
+def test_a_damaged_entry_of_a_zip_is_an_unreadable_image_and_an_encrypted_one_is_skipped(
+    raw: Path,
+) -> None:
     with zipfile.ZipFile(raw / "images.zip", "w") as archive:
         archive.writestr("cat/1.jpg", b"whole content")
         archive.writestr("dog/1.jpg", b"secret")
@@ -283,9 +286,10 @@ def test_a_damaged_or_encrypted_entry_of_a_zip_is_an_unreadable_image(raw: Path)
     changed[local] |= 1
     (raw / "images.zip").write_bytes(changed)
     archive = Zip(raw / "images.zip")
-    for image, reason in zip(archive.images, ("CRC", "encrypted"), strict=True):
-        with pytest.raises(UnreadableImage, match=f"^damaged in the archive: .*{reason}"):
-            archive.read(image)
+    (image,) = archive.images
+    with pytest.raises(UnreadableImage, match=r"^damaged in the archive: .*CRC"):
+        archive.read(image)
+    assert archive.skipped == {"dog/1.jpg": "encrypted"}
 
 
 def test_the_programs_own_image_files_give_their_pixels_back() -> None:

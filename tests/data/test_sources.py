@@ -8,10 +8,7 @@ import json
 import os
 import socket
 import struct
-import subprocess
-import sys
 import tarfile
-import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -24,8 +21,8 @@ import pytest
 from cnnpipe.data import sources
 from cnnpipe.data.decode import decode
 from cnnpipe.data.raw import RawImage, Source, open_raw
-from cnnpipe.data.sources import PUBLISHED, Published, fetch, obtain, source_folder
-from cnnpipe.errors import RunFailed, UserError
+from cnnpipe.data.sources import PUBLISHED, Published, obtain, source_folder
+from cnnpipe.errors import UserError
 from cnnpipe.params import Download
 
 Files = dict[str, bytes]
@@ -84,14 +81,6 @@ def downloads() -> list[Path]:
 @pytest.fixture(autouse=True)
 def _in_a_workspace(workspace: Path) -> None:
     pass
-
-
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that the code would have waited for."""
-    pauses: list[float] = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
-    return pauses
 
 
 # The published data sets.
@@ -240,234 +229,7 @@ def test_an_archive_that_is_none_is_refused(server: Any, data: bytes, reason: st
 def test_what_is_no_web_address_is_refused(url: str) -> None:
     with pytest.raises(UserError, match=r"^download.url = '"):
         obtained(source="url", url=url, sha256=64 * "0")
-    assert downloads() == []
-
-
-# Downloading itself.
-
-
-def test_a_file_is_downloaded_once(server: Any, pauses: list[float]) -> None:
-    server.files["/a/pets.zip"] = b"pets"
-    checksum = f"sha256:{sha256(b'pets')}"
-    path = fetch(f"{server.address}/a/pets.zip", "pets.zip", checksum)
-    assert path.read_bytes() == b"pets"
-    assert path.is_relative_to(Path(".cnnpipe/downloads").resolve())
-    assert fetch(f"{server.address}/a/pets.zip", "pets.zip", checksum) == path
-    assert server.requests == ["/a/pets.zip"]
-    assert pauses == []
-
-
-def test_an_experiment_in_a_workspace_of_its_own_does_not_download_again(
-    server: Any, workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.files["/pets.zip"] = b"pets"
-    arguments = (f"{server.address}/pets.zip", "pets.zip", f"sha256:{sha256(b'pets')}")
-    path = fetch(*arguments)
-    experiment = workspace / ".dvc" / "tmp" / "exps" / "tmp1"
-    experiment.mkdir(parents=True)
-    monkeypatch.chdir(experiment)
-    monkeypatch.setenv("DVC_ROOT", str(workspace))
-    assert fetch(*arguments) == path
-    assert len(server.requests) == 1
-
-
-def test_files_of_one_name_and_different_contents_do_not_meet(server: Any) -> None:
-    server.files |= {"/a/pets.zip": b"a", "/b/pets.zip": b"b"}
-    paths = [
-        fetch(f"{server.address}/{x}/pets.zip", "pets.zip", f"sha256:{sha256(x.encode())}")
-        for x in "ab"
-    ]
-    assert [path.read_bytes() for path in paths] == [b"a", b"b"]
-
-
-def test_a_download_damaged_afterwards_is_fetched_again(server: Any) -> None:
-    server.files["/pets.zip"] = b"pets"
-    arguments = (f"{server.address}/pets.zip", "pets.zip", f"sha256:{sha256(b'pets')}")
-    fetch(*arguments).write_bytes(b"damaged")
-    assert fetch(*arguments).read_bytes() == b"pets"
-    assert len(server.requests) == 2
-
-
-@pytest.mark.parametrize("kind", ["sha256", "md5"])
-def test_a_wrong_checksum_names_the_url_and_leaves_nothing_behind(
-    server: Any, kind: str, pauses: list[float]
-) -> None:
-    server.files["/pets.zip"] = b"other pets"
-    url = f"{server.address}/pets.zip"
-    checksum = f"{kind}:{hashlib.new(kind, b'pets').hexdigest()}"
-    with pytest.raises(UserError, match=rf"^{url}: .*does not have the checksum {checksum}"):
-        fetch(url, "pets.zip", checksum)
-    assert downloads() == []
-    assert server.requests == ["/pets.zip"]  # not four times: it may be large
-    assert pauses == []
-
-
-def test_a_missing_file_fails_the_run_at_once(server: Any, pauses: list[float]) -> None:
-    url = f"{server.address}/pets.zip"
-    with pytest.raises(RunFailed, match=f"^{url}: cannot be downloaded: 404") as failure:
-        fetch(url, "pets.zip", "sha256:" + 64 * "0")
-    assert "\n" not in str(failure.value)
-    assert len(server.requests) == 1 and pauses == []
-    assert downloads() == []
-
-
-def test_a_server_that_fails_at_first_is_asked_again(server: Any, pauses: list[float]) -> None:
-    server.files["/pets.zip"] = b"pets"
-    server.failures["/pets.zip"] = 3
-    path = fetch(f"{server.address}/pets.zip", "pets.zip", f"sha256:{sha256(b'pets')}")
-    assert path.read_bytes() == b"pets"
-    assert len(server.requests) == 4
-    assert pauses == [1, 2, 3]
-
-
-def test_a_server_that_keeps_failing_fails_the_run(server: Any, pauses: list[float]) -> None:
-    server.failures["/pets.zip"] = 99
-    with pytest.raises(RunFailed, match=r"/pets.zip: cannot be downloaded: 503"):
-        fetch(f"{server.address}/pets.zip", "pets.zip", "sha256:" + 64 * "0")
-    assert len(server.requests) == 4
-    assert downloads() == []
-
-
-def test_a_connection_lost_midway_is_tried_again(server: Any) -> None:
-    server.files["/pets.zip"] = b"pets"
-    server.cuts = [3]
-    path = fetch(f"{server.address}/pets.zip", "pets.zip", f"sha256:{sha256(b'pets')}")
-    assert path.read_bytes() == b"pets"
-    assert len(server.requests) == 2
-
-
-CONTENT = bytes(range(256)) * 2000
-
-
-def fetch_pets(server: Any) -> Path:
-    server.files.setdefault("/pets.zip", CONTENT)
-    return fetch(f"{server.address}/pets.zip", "pets.zip", f"sha256:{sha256(CONTENT)}")
-
-
-@pytest.mark.parametrize("tag", ['"1"', 'W/"1"', ""])
-def test_a_download_goes_on_where_it_stopped(server: Any, tag: str, pauses: list[float]) -> None:
-    server.ranges, server.tag = True, tag
-    server.cuts = [65_536, 0, 131_072, 5]
-    assert fetch_pets(server).read_bytes() == CONTENT
-    assert server.sent == [65_536, 0, 131_072, 5, len(CONTENT) - 3 * 65_536]
-    assert pauses == [1, 2, 1, 2]  # from the start after each that brought something
-    assert [path.name for path in downloads()] == ["pets.zip"]
-
-
-def test_a_server_that_knows_no_parts_sends_all_again(server: Any) -> None:
-    server.cuts = [65_536]
-    assert fetch_pets(server).read_bytes() == CONTENT
-    assert server.sent == [65_536, len(CONTENT)]
-
-
-def test_a_later_run_goes_on_with_what_an_earlier_one_got(
-    server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.ranges, server.cuts = True, [65_536]
-
-    def interrupt(seconds: float) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(time, "sleep", interrupt)
-        fetch_pets(server)
-    assert sorted(p.name for p in downloads()) == ["pets.zip.part", "pets.zip.part.validator"]
-    assert fetch_pets(server).read_bytes() == CONTENT
-    assert server.sent == [65_536, len(CONTENT) - 65_536]
-
-
-@pytest.mark.parametrize("tag", ['"1"', ""])
-def test_a_file_that_was_exchanged_on_the_server_is_not_pieced_together(
-    server: Any, tag: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.ranges, server.cuts, server.tag = True, [65_536], tag
-    server.files["/pets.zip"] = bytes(len(CONTENT))
-
-    def exchange(seconds: float) -> None:
-        server.files["/pets.zip"] = CONTENT
-        server.tag = tag and '"2"'
-
-    monkeypatch.setattr(time, "sleep", exchange)
-    assert fetch_pets(server).read_bytes() == CONTENT
-    assert server.sent[-1] == len(CONTENT)
-
-
-def test_a_part_that_is_the_whole_file_is_only_checked(server: Any) -> None:
-    server.ranges, server.cuts = True, [0]
-    path = fetch_pets(server)
-    path.rename(path.with_name("pets.zip.part"))
-    server.sent.clear()
-    assert fetch_pets(server).read_bytes() == CONTENT
-    assert server.sent == []
-
-
-@pytest.mark.parametrize("length", [len(CONTENT), len(CONTENT) + 1, 7])
-def test_a_part_of_something_else_is_fetched_anew(server: Any, length: int) -> None:
-    server.ranges = True
-    path = fetch_pets(server)
-    path.unlink()
-    path.with_name("pets.zip.part").write_bytes(bytes(length))
-    assert fetch_pets(server).read_bytes() == CONTENT
-    assert [path.name for path in downloads()] == ["pets.zip"]
-
-
-def test_a_full_disk_leaves_what_there_is(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.ranges = True
-    fsync = os.fsync
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(os, "fsync", full)
-        fetch_pets(server)
-    assert os.fsync is fsync
-    server.sent.clear()
-    assert fetch_pets(server).read_bytes() == CONTENT
-    assert server.sent == []
-
-
-def test_a_download_that_was_killed_goes_on_and_two_at_once_fetch_once(server: Any) -> None:
-    server.ranges = True
-    # It stops in the middle, and holds the connection until it is killed.
-    server.files["/pets.zip"] = CONTENT
-    code = (
-        "import sys, time\nfrom cnnpipe.data.fetch import fetch, requests\n"
-        "chunks = requests.Response.iter_content\n"
-        "def some(self, size):\n"
-        "    for i, chunk in enumerate(chunks(self, size)):\n"
-        "        if i == 3 and len(sys.argv) > 2:\n"
-        "            print('amid', flush=True)\n            time.sleep(600)\n"
-        "        yield chunk\n"
-        "requests.Response.iter_content = some\n"
-        f"print(fetch(sys.argv[1], 'pets.zip', 'sha256:{sha256(CONTENT)}'))"
-    )
-    root = Path(__file__).parents[2]
-    arguments = [sys.executable, "-c", code, f"{server.address}/pets.zip"]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    first = subprocess.Popen([*arguments, "stop"], stdout=subprocess.PIPE, env=environment)
-    assert first.stdout is not None and first.stdout.readline() == b"amid\n"
-    second = subprocess.Popen(arguments, stderr=subprocess.PIPE, env=environment, text=True)
-    assert second.stderr is not None
-    told = f"is running already as process {first.pid}: waits for it"
-    assert told in second.stderr.readline()
-    first.kill()
-    first.communicate()
-    assert second.wait() == 0
-    (path,) = downloads()
-    assert path.read_bytes() == CONTENT
-    assert server.sent[-1] == len(CONTENT) - 3 * 65_536
-
-
-def test_a_server_that_does_not_answer_fails_the_run(pauses: list[float], server: Any) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers there
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}/pets.zip"
-        with pytest.raises(RunFailed, match=f"^{url}: cannot be downloaded: .+") as failure:
-            fetch(url, "pets.zip", "sha256:" + 64 * "0")
-    assert "\n" not in str(failure.value)
-    assert pauses == [1, 2, 3]
-    assert downloads() == []
+    assert {path.name for path in downloads()} <= {"lock"}
 
 
 # The user's own folder.
@@ -562,6 +324,49 @@ def test_files_that_cannot_be_read_are_skipped_with_the_reason(workspace: Path) 
     assert Source.read(folder).skipped == {
         "cat/gone.jpg": "cannot be read: No such file or directory",
         "dog/pipe.jpg": "not a file",
+    }
+
+
+def test_loops_sockets_and_huge_files_are_skipped_with_the_reason(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = workspace / "data/inbox"
+    write(inbox, PETS)
+    (inbox / "cat/loop.jpg").symlink_to("loop.jpg")
+    (inbox / "cat/there.jpg").symlink_to("back.jpg")
+    (inbox / "cat/back.jpg").symlink_to("there.jpg")
+    monkeypatch.chdir(inbox / "dog")  # a socket's path has to be short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket.jpg")
+    monkeypatch.chdir(workspace)
+    with (inbox / "dog/film.mp4").open("wb") as film:
+        film.truncate((1 << 30) + 1)  # without a byte of it on the disk
+    folder = obtained(source="folder")
+    assert contents(folder) == PETS
+    loop = f"cannot be read: {os.strerror(errno.ELOOP)}"
+    assert Source.read(folder).skipped == {
+        "cat/back.jpg": loop,
+        "cat/loop.jpg": loop,
+        "cat/there.jpg": loop,
+        "dog/film.mp4": "1,073,741,825 bytes, more than 1,073,741,824",
+        "dog/socket.jpg": "not a file",
+    }
+
+
+def test_a_file_that_may_not_be_read_is_skipped(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(workspace / "data/inbox", PETS)
+    read_bytes = Path.read_bytes
+
+    def guarded(path: Path) -> bytes:
+        if path.match("cat/1.jpg"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", guarded)
+    assert Source.read(obtained(source="folder")).skipped == {
+        "cat/1.jpg": "cannot be read: Permission denied"
     }
 
 
