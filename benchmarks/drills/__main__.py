@@ -6,10 +6,12 @@ anything was otherwise.
 
 import sys
 
-from benchmarks.drills import disk, resume, stops, together, tracker
+from benchmarks.drills import disk, network, resume, stops, together, tracker
 from benchmarks.drills.drill import AS_EXPECTED
 
-DRILLS = [drill for module in (resume, stops, together, disk, tracker) for drill in module.DRILLS]
+DRILLS = [
+    drill for module in (resume, stops, together, disk, tracker, network) for drill in module.DRILLS
+]
 
 
 def main(names: list[str]) -> int:
