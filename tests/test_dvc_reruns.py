@@ -1,0 +1,166 @@
+"""Whatever is changed, a module or a setting, DVC reruns each stage whose result depends on it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.repo import Repo
+from ruamel.yaml import YAML
+
+from cnnpipe import params as module
+from cnnpipe.cli import STAGES
+from cnnpipe.params import Params, load
+from cnnpipe.stages import download, evaluate, resize, split, train
+
+ROOT = Path(__file__).parents[1]
+PIPELINE = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+# They change no output.
+TOLD_ONLY = {"cnnpipe/tracking.py", "cnnpipe/outbox.py"}
+# These neither: how many processes there are, and where the images came from, for MLflow.
+HARMLESS = {("resize", "resize.workers"), ("train", "download.source"),
+            ("train", "download.folder"), ("train", "download.url")}  # fmt: skip
+
+IMPORTED = """
+import json, sys, cnnpipe.stages.{stage}
+print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.partition(".")[0] == "cnnpipe"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A repository whose stages have all run, as far as DVC knows."""
+    folder = tmp_path_factory.mktemp("repository")
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "cnnpipe", folder / "cnnpipe", ignore=shutil.ignore_patterns("*.pyc"))
+    (folder / "data" / "inbox").mkdir(parents=True)
+    for stage in PIPELINE.values():
+        for output in [*stage.get("outs", []), *stage.get("metrics", [])]:
+            path = folder / output
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(output)
+    before = Path.cwd()
+    os.chdir(folder)
+    Repo.init(no_scm=True).close()
+    with Repo() as repo:
+        repo.commit(force=True)
+    yield folder
+    os.chdir(before)
+
+
+def rerun() -> set[str]:
+    """The stages that DVC finds changed by themselves, not by what is before them."""
+    with Repo() as repo:
+        status = repo.status()
+    return {
+        stage
+        for stage, changes in status.items()
+        if any("changed deps" in change for change in changes if isinstance(change, dict))
+    }
+
+
+def test_a_change_of_any_module_reruns_each_stage_that_imports_it(repository: Path) -> None:
+    imported: dict[str, set[str]] = defaultdict(set)
+    for stage in STAGES:
+        output = subprocess.run(
+            [sys.executable, "-c", IMPORTED.format(stage=stage)],
+            cwd=ROOT, check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        for name in json.loads(output):
+            imported[str(Path(name).relative_to(ROOT))].add(stage)
+    assert rerun() == set()
+    paths = sorted(repository.glob("cnnpipe/**/*.py"))
+    assert len(paths) > 40
+    for path in paths:
+        name, text = str(path.relative_to(repository)), path.read_text()
+        path.write_text(f"{text}\n# changed\n")
+        expected = set() if name in TOLD_ONLY else imported[name]
+        assert (name, rerun()) == (name, expected)
+        path.write_text(text)
+    assert rerun() == set()
+
+
+class Here:
+    """In the place of a pool: its work is done in this process, where it is seen."""
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(work(*arguments))
+        return future
+
+
+@contextmanager
+def here(
+    num_workers: int, begin: Callable[..., None], arguments: tuple[Any, ...]
+) -> Iterator[Here]:
+    begin(*arguments)
+    yield Here()
+
+
+@pytest.fixture(scope="module")
+def read_by(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """The stages that look at each setting, seen while they run."""
+    folder = tmp_path_factory.mktemp("read")
+    seen: dict[str, set[str]] = defaultdict(set)
+    now = ""
+    get = module.Section.__getattribute__
+
+    def watched(self: Any, name: str) -> Any:
+        # Others come from a model file, which is a dependency itself.
+        if now and id(self) in sections and name in type(self).model_fields:
+            seen[f"{type(self).__name__.lower()}.{name}"].add(now)
+        return get(self, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("DVC_ROOT", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI"):
+            patch.delenv(name, raising=False)
+        Path("params.yaml").write_text(
+            "download: {source: digits, limit_per_class: 8}\nresize: {size: 8, workers: 1}\n"
+            "model: {architecture: residual, blocks: 1, filters: 2, kernel_size: 3}\n"
+            "train: {epochs: 1, augment: crop, crop_size: 8}\n"
+        )
+        settings = load("params.yaml")
+        sections = {id(getattr(settings, name)) for name in Params.model_fields}
+        patch.setattr(module.Section, "__getattribute__", watched)
+        patch.setattr(resize, "process_pool", here)
+        for stage in (download, resize, split, train, evaluate):
+            now = stage.__name__.rpartition(".")[2]
+            stage.run(settings)
+        now = ""
+    return seen
+
+
+def other(value: Any) -> Any:
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int | float) else f"{value}x"
+
+
+def test_a_change_of_any_setting_reruns_each_stage_that_looks_at_it(
+    repository: Path, read_by: dict[str, set[str]]
+) -> None:
+    yaml = YAML()
+    text = (repository / "params.yaml").read_text()
+    assert len(read_by) > 30  # or nothing was seen
+    for key, value in Params().flat().items():
+        content = yaml.load(text)
+        section, name = key.split(".")
+        if key == "download.folder":  # dvc.yaml names it, so it must be there
+            (repository / other(value)).mkdir()
+        content[section][name] = other(value)
+        yaml.dump(content, repository / "params.yaml")
+        os.chdir(repository)
+        expected = {stage for stage in read_by[key] if (stage, key) not in HARMLESS}
+        assert (key, expected - rerun()) == (key, set())
+    (repository / "params.yaml").write_text(text)
+    assert rerun() == set()
