@@ -6,11 +6,13 @@ anything was otherwise.
 
 import sys
 
-from benchmarks.drills import disk, network, resume, stops, together, tracker
+from benchmarks.drills import disk, network, resume, stops, tested, together, tracker
 from benchmarks.drills.drill import AS_EXPECTED
 
 DRILLS = [
-    drill for module in (resume, stops, together, disk, tracker, network) for drill in module.DRILLS
+    drill
+    for module in (tested, resume, stops, together, disk, tracker, network)
+    for drill in module.DRILLS
 ]
 
 

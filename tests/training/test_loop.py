@@ -357,6 +357,18 @@ def test_a_loss_that_is_not_finite_fails_with_epoch_step_and_rate(make_classifie
         trained(make_classifier(), train, val, optimizer="sgd", learning_rate=1e38)
 
 
+def test_the_last_good_checkpoint_outlives_a_loss_that_is_not_finite(
+    make_classifier: Any, tmp_path: Path
+) -> None:
+    train, val = halves(batch_size=8)
+    settings = Train(optimizer="sgd", learning_rate=1e38)
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(RunFailed, match="the loss is"):
+        fit(make_classifier(), train, val, settings, None, 0, CPU, lambda _: None, checkpoints)
+    kept = Checkpoints(tmp_path).tensors
+    assert kept and all(torch.isfinite(value).all() for value in kept.values())
+
+
 def test_a_last_step_that_ruins_the_network_fails_too(make_classifier: Any) -> None:
     train, val = halves(batch_size=100)  # one step: its own loss is still finite
     with pytest.raises(
