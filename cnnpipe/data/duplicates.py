@@ -9,6 +9,7 @@ image, the two are compared by all frequencies, and at last, aligned to a fracti
 their pixels.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import product
 
@@ -73,8 +74,9 @@ def duplicate_groups(sha256: Sequence[str], thumbnails: np.ndarray) -> np.ndarra
     """
     number = len(sha256)
     _, by_bytes = np.unique(np.asarray(sha256), return_inverse=True)
-    bytes_of = thumbnails.reshape(number, SIDE * SIDE).view(f"V{SIDE * SIDE}").ravel()
-    _, first, by_look = np.unique(bytes_of, return_index=True, return_inverse=True)
+    # By checksums, as sorting the thumbnails themselves would take their memory once more.
+    looks = np.array([hashlib.sha256(each.data).digest() for each in thumbnails], "S32")
+    _, first, by_look = np.unique(looks, return_index=True, return_inverse=True)
     # Each image is joined to the first of its bytes and of its look; then looks are joined.
     rows = np.arange(number)
     edges = [

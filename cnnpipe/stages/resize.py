@@ -60,8 +60,9 @@ def run(params: Params) -> None:
             {"path": path, "reason": reason, "size": ""}
             for path, reason in Source.read("data/raw").skipped.items()
         ]
-        thumbnails = [np.empty((0, SIDE, SIDE), np.uint8)]
         with (
+            # Not held while the workers need memory, 1 KB an image.
+            (folder / "thumbnails").open("w+b") as thumbnails,
             (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file,
             tqdm(total=len(files), desc="resizing", unit="image", disable=None) as progress,
         ):
@@ -75,7 +76,7 @@ def run(params: Params) -> None:
             writer.writeheader()
             for kept, refused, small in _written(raw, settings, jobs):
                 writer.writerows(kept)  # at once: 20,000 of them would take 40 MB
-                thumbnails.append(small)
+                thumbnails.write(small.data)
                 num_found.update(row["label"] for row in kept)
                 num_animated += sum(row["frames"] > 1 for row in kept)
                 quarantined += refused
@@ -87,11 +88,11 @@ def run(params: Params) -> None:
             manifest.QUARANTINE_COLUMNS,
         )
         manifest.write_class_names(class_names, folder)
-        conflicts = _group(folder, np.concatenate(thumbnails))
+        conflicts = _group(folder)
     size = f"{settings.size} x {settings.size}"
     print(f"{num_found.total():,} images of {len(class_names)} classes at {size}, {settings.color}")
     if num_animated:
-        print(f"{num_animated:,} files have several frames, of which the first is taken")
+        print(f"of {num_animated:,} with several frames or pages the first is taken")
     if quarantined:
         print(f"{len(quarantined):,} files quarantined, see data/resized/quarantine.csv")
     if len(conflicts):
@@ -105,8 +106,10 @@ def run(params: Params) -> None:
         )
 
 
-def _group(folder: Path, thumbnails: np.ndarray) -> pd.DataFrame:
+def _group(folder: Path) -> pd.DataFrame:
     """Completes the manifest by the groups of copies; the table of those with several labels."""
+    thumbnails = np.fromfile(folder / "thumbnails", np.uint8).reshape(-1, SIDE, SIDE)
+    (folder / "thumbnails").unlink()
     table = pd.read_csv(folder / "manifest.csv", dtype=str, na_filter=False)
     table["group"] = duplicate_groups(table["sha256"].tolist(), thumbnails)
     manifest.write(table, folder / "manifest.csv", manifest.COLUMNS)
