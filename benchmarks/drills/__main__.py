@@ -4,6 +4,7 @@ Prints a table of the faults, what is expected of each, and what was seen. The e
 anything was otherwise.
 """
 
+import signal
 import sys
 
 from benchmarks.drills import disk, network, resume, stops, tested, together, tracker
@@ -18,6 +19,8 @@ DRILLS = [
 
 def main(names: list[str]) -> int:
     """Runs the drills; the exit code."""
+    # A run in the background of a script ignores Ctrl-C, and so would all that the drills start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     known = [drill.name for drill in DRILLS]
     if unknown := set(names) - set(known):
         print(f"no drill {sorted(unknown)[0]!r}; there are: {', '.join(known)}", file=sys.stderr)
