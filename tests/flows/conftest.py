@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PARAMS = """
 base: {seed: 1}
 download: {source: digits, folder: data/inbox, url: null, sha256: null, limit_per_class: 20}
-resize: {size: 12, mode: stretch, color: grey, workers: 1}
+resize: {size: 12, mode: stretch, color: grey, max_pixels: 1000000, workers: 1}
 split: {val: 0.2, test: 0.2}
 model: {architecture: article, filters: 4, kernel_size: 3}
 train: {epochs: 1, batch_size: 32, device: cpu}
