@@ -68,6 +68,8 @@ def main() -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    # One is enough: a second, sent since DVC ends too, would break off what the first has begun.
+    signal.signal(number, signal.SIG_IGN)
     raise Terminated
 
 
