@@ -195,9 +195,10 @@ class Run:
                     self._warn("refused", f"MLflow refuses a {kind}: {_line(error)}")
                     return
                 self.keep_back(f"MLflow does not take what is logged: {_line(error)}")
-            except KeyboardInterrupt:  # out of a wait: nobody knows whether it was taken
-                self._target = None
-                self._outbox.add(entry, path)
+            except KeyboardInterrupt:
+                if _is_remote(_uri()):  # out of a wait: nobody knows whether it was taken
+                    self._target = None
+                    self._outbox.add(entry, path)
                 raise
             else:
                 seconds = time.monotonic() - started

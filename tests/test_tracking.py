@@ -518,12 +518,28 @@ def test_what_was_being_sent_when_the_user_stopped_it_is_kept(
         tracking.start_run("x", {}) as run,
         monkeypatch.context() as patch,
     ):
+        patch.setattr(tracking, "_is_remote", lambda uri: True)  # only there it is a wait
         patch.setattr(mlflow.MlflowClient, "log_batch", hang)
         run.log_metrics({"val/loss": 1.0}, step=1)
     with tracking.start_run("another", {}):
         pass
     assert points(run.id) == [(1, 1.0)]
     assert client().get_run(run.id).info.status == "KILLED"
+
+
+def test_a_signal_that_waited_for_the_store_ends_the_run_there_as_killed() -> None:
+    with suppress(KeyboardInterrupt), tracking.start_run("x", {}) as run:
+        send = tracking._Target._send
+
+        def interrupted(self: tracking._Target, *arguments: Any) -> None:
+            send(self, *arguments)
+            tracking._Target._send = send  # type: ignore[method-assign]
+            signal.raise_signal(signal.SIGINT)
+
+        tracking._Target._send = interrupted  # type: ignore[method-assign]
+        run.log_params({"a": 1})
+    assert client().get_run(run.id).info.status == "KILLED"
+    assert outbox() == []
 
 
 @pytest.mark.parametrize("uri", ["file:./mlruns", "mlruns", "nonsense://x"])
