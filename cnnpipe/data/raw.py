@@ -173,7 +173,11 @@ class _NoArchive(ValueError):
 def _open_archive(path: Path, scratch: Path) -> "Iterator[Zip | Tar]":
     with path.open("rb") as file:
         head = file.read(tarfile.BLOCKSIZE)
-    if head.startswith(b"PK"):
+    # First, since a tar begins with a name, such as PKLot/1.jpg; and zip's test is content with a
+    # zip archive at its end.
+    if _is_tar(head):
+        yield Tar(path)
+    elif head.startswith(b"PK"):
         yield Zip(path)
     elif openers := [opener for magic, opener in _COMPRESSED if head.startswith(magic)]:
         # A compressed tar can only be read from the front, a plain copy from anywhere.
@@ -186,8 +190,6 @@ def _open_archive(path: Path, scratch: Path) -> "Iterator[Zip | Tar]":
                     copy.write(chunk)
                     _check_size(path, copy.tell())
             yield Tar(plain)
-    elif _is_tar(head):  # before zip's test, which is content with a zip archive at a tar's end
-        yield Tar(path)
     elif zipfile.is_zipfile(path):
         yield Zip(path)
     else:
@@ -223,6 +225,7 @@ def check_archive(path: Path, outer: str = "") -> tuple[Path, dict[str, str]]:
 
     Raises:
         UserError: it is no zip or tar archive of class folders, or one that does harm.
+        OSError: the disk is full.
     """
     name = printable(f"{outer}: {path.name}" if outer else path.name)
     try:
@@ -253,6 +256,8 @@ def check_archive(path: Path, outer: str = "") -> tuple[Path, dict[str, str]]:
     except _NoArchive as error:
         raise UserError(f"{name}: {error}") from None
     except _DAMAGED as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:  # for what is unpacked or taken out
+            raise
         raise UserError(f"{name}: the archive is damaged: {error}") from None
 
 
@@ -491,7 +496,7 @@ class Idx:
     def _arrays(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         arrays = [read_idx(path) for path in self.paths]
         for images, labels, path in zip(arrays[::2], arrays[1::2], self.paths[1::2], strict=True):
-            if images.ndim != 3 or labels.shape != images.shape[:1]:
+            if images.ndim != 3 or 0 in images.shape[1:] or labels.shape != images.shape[:1]:
                 raise UserError(f"{path.name}: not the labels of the images beside it")
             if labels.size and labels.max() >= len(self.class_names):
                 raise UserError(f"{path.name}: a label {labels.max()}, of no class")

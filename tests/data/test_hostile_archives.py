@@ -1,6 +1,7 @@
 """Archives that mean harm: each is refused with one clear line, or taken and does none."""
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -563,6 +564,25 @@ def test_a_damaged_idx_file_is_refused_or_sound(
             assert str(error).startswith("x.gz: not an IDX file: ")
 
 
+@pytest.mark.parametrize("name", ["PKLot", "BZh"])
+def test_a_tar_may_begin_with_a_name_like_another_archives_first_bytes(
+    take: Any, name: str
+) -> None:
+    files = {f"{name}/{path}": data for path, data in PETS.items()}
+    assert take(tar_of(plain(files))) == (files, {})
+
+
+def test_a_disk_that_is_full_while_an_archive_is_unpacked_is_told_as_it_is(
+    take: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(raw_module, "_check_size", full)  # after each piece that is written
+    with pytest.raises(OSError, match="No space left"):
+        take(tar_of(plain(PETS), "w:gz"))
+
+
 @pytest.mark.parametrize(
     ("labels", "reason"), [([0, 1], "not the labels"), ([0, 1, 9], "a label 9, of no class")]
 )
@@ -579,4 +599,14 @@ def test_labels_that_do_not_belong_to_the_images_are_refused(
         (tmp_path / name).write_bytes(idx(array))
     Source("mnist", "http://x", names, class_names=("cat", "dog")).write(tmp_path)
     with pytest.raises(UserError, match=f"b.gz: {reason}"), open_raw(tmp_path):
+        pass
+
+
+def test_images_of_no_pixels_are_refused(tmp_path: Path) -> None:
+    names = ("a.gz", "b.gz", "c.gz", "d.gz")
+    for name, shape in zip(names, ((3, 0, 2), (3,), (1, 2, 2), (1,)), strict=True):
+        sizes = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+        (tmp_path / name).write_bytes(gzip.compress(sizes + bytes(int(np.prod(shape)))))
+    Source("mnist", "http://x", names, class_names=("cat", "dog")).write(tmp_path)
+    with pytest.raises(UserError, match=r"b.gz: not the labels of the images"), open_raw(tmp_path):
         pass

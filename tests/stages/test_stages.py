@@ -20,10 +20,17 @@ from PIL import Image
 
 from cnnpipe import tracking
 from cnnpipe.data.decode import Decoded, UnreadableImage
-from cnnpipe.data.manifest import COLUMNS, QUARANTINE_COLUMNS, SPLIT_COLUMNS, read
+from cnnpipe.data.manifest import (
+    COLUMNS,
+    CONFLICT_COLUMNS,
+    QUARANTINE_COLUMNS,
+    SPLIT_COLUMNS,
+    read,
+)
 from cnnpipe.data.raw import RawImage, open_raw
 from cnnpipe.data.store import open_images
 from cnnpipe.errors import RunFailed, UserError
+from cnnpipe.evaluation.figures import sample_captions
 from cnnpipe.network.classifier import Classifier
 from cnnpipe.params import load
 from cnnpipe.serving.predictor import Predictor
@@ -90,17 +97,28 @@ def test_test_images_are_predicted_once_each_and_nothing_else(finished: Path) ->
 def test_train_never_opens_a_test_image(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = read("data/split.csv", SPLIT_COLUMNS, "split")
     forbidden = set(np.flatnonzero(table["split"] == "test"))
+    # As if all labels contradicted, those of the test split as well.
+    table[list(CONFLICT_COLUMNS)].to_csv("data/resized/conflicts.csv", index=False)
     seen: set[int] = set()
     original = train.Images.read
+    shown: dict[str, list[str]] = {}
+    picture_grid = train.figures.picture_grid
 
     def read_seen(self: object, rows: np.ndarray, images: np.ndarray) -> None:
         seen.update(rows.tolist())
         original(self, rows, images)
 
+    def grid_shown(images: np.ndarray, captions: list[str], title: str) -> object:
+        shown[title] = captions
+        return picture_grid(images, captions, title)
+
     monkeypatch.setattr(train.Images, "read", read_seen)
+    monkeypatch.setattr(train.figures, "picture_grid", grid_shown)
     train.run(load("params.yaml"))
     assert seen and not seen & forbidden
     assert seen == set(range(len(table))) - forbidden
+    first = table[table["split"] != "test"].sort_values(["group", "path"])["label"][:24]
+    assert shown["copies with contradicting labels"] == sample_captions(first.tolist())
 
 
 def test_the_metrics_are_flat_and_agree_with_the_predictions(finished: Path) -> None:
