@@ -88,14 +88,9 @@ def strangers(looks: np.ndarray, count: int) -> np.ndarray:
     return result[:, :, :, 0]
 
 
-def grouped(looks: np.ndarray) -> np.ndarray:
-    """The groups of images whose files are all different."""
-    return duplicate_groups([str(i) for i in range(len(looks))], looks)
-
-
 def joined(looks: np.ndarray) -> int:
     """How many images are in a group with another one."""
-    groups = grouped(looks)
+    groups = duplicate_groups(looks)
     return int((np.bincount(groups)[groups] > 1).sum())
 
 
@@ -111,19 +106,19 @@ def main() -> None:
             for kind, make in enumerate(KINDS.values()):
                 copies[kind, i] = look(make(image, np.random.default_rng([i, kind])))
     n = len(paths)
-    groups = grouped(originals)
+    groups = duplicate_groups(originals)
     for first, other in enumerate(groups):
         if first != other:
             print(f"taken for copies: {paths[other]} and {paths[first]}")
     rows = [at_most("joined, originals", "all", n, joined(originals), "images", 0.005)]
     for kind, planted in zip(KINDS, copies, strict=True):
-        of_all = grouped(np.concatenate([originals, planted]))
+        of_all = duplicate_groups(np.concatenate([originals, planted]))
         found = int((of_all[:n] == of_all[n:]).sum())
         rows.append(Row(f"found, {kind}", "planted", n, found, "images", found / n, ">= 0.99"))
         assert len(set(of_all[:n])) == len(set(groups)), "copies have joined different originals"
     many = strangers(originals, max(COUNTS))
     chosen = copies[np.arange(n) % len(KINDS), np.arange(n)]
-    of_all = grouped(np.concatenate([originals, chosen, many[:25_000]]))
+    of_all = duplicate_groups(np.concatenate([originals, chosen, many[:25_000]]))
     found = int((of_all[:n] == of_all[n : 2 * n]).sum())
     rows.append(Row("found, among 25,000", "planted", n, found, "images", found / n, ">= 0.99"))
     digits = (load_digits().images * (255 / 16)).round().astype(np.uint8)[..., None]

@@ -27,7 +27,6 @@ STAGES = {
     "evaluate": "judge it on the test split, and register it",
 }
 
-
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 """A full or broken disk and missing permissions, which are nobody's mistake in the program."""
 
@@ -57,9 +56,10 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:
             raise
+        where = printable(str(error.filename or Path.cwd()))
         print(
-            f"cnnpipe: {error.filename or Path.cwd()}: {error.strerror}: nothing that was there is "
-            "lost, run it again when that is put right",
+            f"cnnpipe: {where}: {error.strerror}: nothing that was there is lost, run it again "
+            "when that is put right",
             file=sys.stderr,
         )
         code = 1

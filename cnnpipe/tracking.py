@@ -698,6 +698,6 @@ def _log_model(run_id: str, path: Path, class_names: Sequence[str], tags: dict[s
 def _requirements() -> list[str]:
     """What a prediction needs, in the versions that are installed."""
     names = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors",
-             "scikit-image", "scipy", "simplejpeg", "torch")  # fmt: skip
+             "scipy", "simplejpeg", "tifffile", "torch")  # fmt: skip
     # A local label such as +cpu names a build that a package index may not have.
     return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in names]

@@ -145,7 +145,7 @@ def _is_misread(image: TiffImagePlugin.TiffImageFile) -> bool:
 
 
 def _deep_tiff(data: bytes, max_pixels: int) -> Decoded:
-    """A TIFF that Pillow cannot read: floating-point colours, or values of 32 or 64 bits."""
+    """A TIFF that Pillow misreads, or cannot read, such as one of floating-point colours."""
     import tifffile  # 0.1 s, for files that few have
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -161,11 +161,19 @@ def _deep_tiff(data: bytes, max_pixels: int) -> Decoded:
             values = values[:, :, None]
         if values.ndim != 3 or page.photometric > tifffile.PHOTOMETRIC.RGB:
             raise UnreadableImage("a TIFF of a kind that is not read: neither grey nor RGB")
-        num_colors = 1 if values.shape[2] < 3 else 3
-        pixels = np.repeat(_scaled(values[:, :, :num_colors]), 3 // num_colors, axis=2)
+        num_colors = 3 if page.photometric == tifffile.PHOTOMETRIC.RGB else 1
+        colors = _scaled(values[:, :, :num_colors])
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-            pixels = 255 - pixels
-        return Decoded(pixels, len(file.pages))
+            colors = 255 - colors
+        bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.rollaxis(colors, 2)]
+        mode = "L" if num_colors == 1 else "RGB"
+        if tuple(page.extrasamples[:1]) in ((1,), (2,)):  # transparency, of whichever kind
+            bands.append(Image.fromarray(_scaled(values[:, :, num_colors])))
+            mode += "A"
+        image = Image.merge(mode, bands)
+        image.getexif()[ExifTags.Base.Orientation] = page.tags.valueof(274, 1)
+        ImageOps.exif_transpose(image, in_place=True)
+        return Decoded(np.asarray(_rgb(image)), len(file.pages))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -4,13 +4,10 @@ What has come of an interrupted download stays beside the file's final place as 
 the server's mark of its version as `NAME.part.version`: a file that has changed begins anew.
 """
 
-import fcntl
 import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import requests
@@ -18,7 +15,7 @@ from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 
 from cnnpipe.errors import RunFailed, UserError
-from cnnpipe.workspace import repository_root
+from cnnpipe.workspace import locked, repository_root
 
 _CHUNK_BYTES = 1 << 16
 
@@ -40,8 +37,7 @@ def fetch(url: str, name: str, checksum: str) -> Path:
         raise UserError(f"download.url = {url!r}: must begin with http:// or https://")
     path = repository_root() / ".cnnpipe" / "downloads" / checksum.split(":")[1][:16] / name
     part = path.with_name(f"{name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(path):
+    with locked(path.with_name(f".{name}.lock"), f"the download of {name}", wait=True):
         if path.exists() and _has(path, checksum):
             return path
         resumed = _download(url, part)
@@ -60,18 +56,6 @@ def fetch(url: str, name: str, checksum: str) -> Path:
             )
         os.replace(part, path)
     return path
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """The file's folder for this process alone; where another has it, waits."""
-    with path.with_name("lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{path.name}: waits for another process that downloads it", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _has(path: Path, checksum: str) -> bool:

@@ -10,7 +10,7 @@ their pixels.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
@@ -63,28 +63,21 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     return resize(shades, SIDE, SIDE)[:, :, 0]
 
 
-def duplicate_groups(sha256: Sequence[str], thumbnails: np.ndarray) -> np.ndarray:
+def duplicate_groups(thumbnails: np.ndarray) -> np.ndarray:
     """The group of each image, (N,) int64: equal numbers for copies of each other.
 
     A group's number is the row of its first image.
 
     Args:
-        sha256: of each file's bytes.
         thumbnails: (N, 32, 32) uint8, of each image.
     """
-    number = len(sha256)
-    _, by_bytes = np.unique(np.asarray(sha256), return_inverse=True)
     # By checksums, as sorting the thumbnails themselves would take their memory once more.
     looks = np.array([hashlib.sha256(each.data).digest() for each in thumbnails], "S32")
     _, first, by_look = np.unique(looks, return_index=True, return_inverse=True)
-    # Each image is joined to the first of its bytes and of its look; then looks are joined.
-    rows = np.arange(number)
-    edges = [
-        np.stack([rows, first[by_look]]),
-        np.stack([rows, np.unique(by_bytes, return_index=True)[1][by_bytes]]),
-    ]
+    # Each image is joined to the first of its look, and then looks are.
+    edges = [np.stack([np.arange(len(looks)), first[by_look]])]
     edges += [first[pairs] for pairs in _alike(thumbnails[first])]
-    return _first_connected(np.concatenate(edges, axis=1), number)
+    return _first_connected(np.concatenate(edges, axis=1), len(looks))
 
 
 def _alike(thumbnails: np.ndarray) -> Iterator[np.ndarray]:

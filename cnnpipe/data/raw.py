@@ -217,7 +217,7 @@ def check_archive(path: Path, outer: str = "") -> tuple[Path, dict[str, str]]:
     """The archive to keep, and which files in its class folders cannot be read, with the reasons.
 
     Where an archive holds another and no images, the inner one is kept; it is copied to the folder
-    `inner` beside the outer one.
+    `NAME.inner` beside the outer one.
 
     Args:
         path: the archive.
@@ -246,7 +246,7 @@ def check_archive(path: Path, outer: str = "") -> tuple[Path, dict[str, str]]:
                     f"{printable(inner[0])}: unpack them, and set download.source=folder"
                 )
             suffix = next(suffix for suffix in _SUFFIXES if inner[0].lower().endswith(suffix))
-            kept = path.parent / "inner" / f"images{suffix}"
+            kept = path.with_name(f"{path.name}.inner") / f"images{suffix}"
             with whole_file(kept) as part, part.open("wb") as file:
                 file.writelines(archive.chunks(members[inner[0]]))
         print(f"{name}: holds {printable(inner[0])} alone, which is taken instead")
@@ -526,7 +526,10 @@ def read_idx(path: Path) -> np.ndarray:
         UserError: the file is not one.
     """
     try:
-        data = gzip.decompress(path.read_bytes())
+        with gzip.open(path) as stream:
+            data = stream.read(_MAX_PLAIN_BYTES + 1)
+        if len(data) > _MAX_PLAIN_BYTES:
+            raise ValueError(f"it unpacks to more than {_MAX_PLAIN_BYTES:,} bytes")
         if data[:3] != b"\0\0\x08":
             raise ValueError("it does not begin as one of bytes")
         dimensions = data[3]

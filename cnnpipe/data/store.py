@@ -57,7 +57,9 @@ class Images:
                 for the first time.
         """
         self._shards = shards
-        self._ends = np.cumsum([shard.shape[0] for shard in shards])
+        lengths = [shard.shape[0] for shard in shards]
+        self._ends = np.cumsum(lengths)
+        self._begins = self._ends - lengths
         self._checksums = checksums
         self._unchecked = np.full(len(self), checksums is not None)
 
@@ -87,16 +89,14 @@ class Images:
         begins = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | np.diff(of_shard, prepend=-1))
         for begin, end in zip(begins, np.append(begins, len(rows))[1:], strict=True):
             shard = self._shards[of_shard[begin]]
-            first = rows[begin] - (self._ends[of_shard[begin]] - shard.shape[0])
-            shard.read(int(first), images[begin:end])
+            shard.read(int(rows[begin] - self._begins[of_shard[begin]]), images[begin:end])
         for i in np.flatnonzero(self._unchecked[rows]):
             row = rows[i]
             assert self._checksums is not None
             if zlib.crc32(images[i].data) != self._checksums[row]:
-                shard = self._shards[of_shard[i]]
-                place = row - (self._ends[of_shard[i]] - shard.shape[0])
                 raise UserError(
-                    f"{shard.file.name}: image {place} is damaged, its checksum is another: run "
+                    f"{self._shards[of_shard[i]].file.name}: image "
+                    f"{row - self._begins[of_shard[i]]} is damaged, its checksum is another: run "
                     "`cnnpipe resize` again"
                 )
             self._unchecked[row] = False

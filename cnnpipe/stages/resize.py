@@ -111,7 +111,7 @@ def _group(folder: Path) -> pd.DataFrame:
     thumbnails = np.fromfile(folder / "thumbnails", np.uint8).reshape(-1, SIDE, SIDE)
     (folder / "thumbnails").unlink()
     table = pd.read_csv(folder / "manifest.csv", dtype=str, na_filter=False)
-    table["group"] = duplicate_groups(table["sha256"].tolist(), thumbnails)
+    table["group"] = duplicate_groups(thumbnails)
     manifest.write(table, folder / "manifest.csv", manifest.COLUMNS)
     num_labels = table.groupby("group")["label"].transform("nunique")
     conflicts = table[num_labels > 1].sort_values(["group", "path"])

@@ -187,6 +187,28 @@ def test_deep_greys_are_scaled_whichever_end_is_white(dtype: Any, photometric: s
     assert np.abs(pixels - expected[:, :, None] * 255).max() <= 1
 
 
+@pytest.mark.parametrize("options", [{}, {"planarconfig": "separate"}])
+def test_a_deep_tiffs_transparency_is_laid_over_white(options: dict[str, Any]) -> None:
+    values = np.dstack([RAMP, np.full((3, 4), 0.4)]).astype(np.float32)
+    values = values.transpose(2, 0, 1) if options else values
+    file = io.BytesIO()
+    tifffile.imwrite(
+        file,
+        np.ascontiguousarray(values),
+        photometric="rgb",
+        extrasamples=["unassalpha"],
+        **options,
+    )
+    assert np.abs(decode(file.getvalue()) - 255 * (0.4 * RAMP + 0.6)).max() <= 2
+
+
+def test_a_deep_tiff_is_turned_upright() -> None:
+    file = io.BytesIO()
+    turned = np.ascontiguousarray(np.rot90(RAMP.astype(np.float32)))
+    tifffile.imwrite(file, turned, photometric="rgb", extratags=[(ORIENTATION, 3, 1, 6, True)])
+    assert np.abs(decode(file.getvalue()) - RAMP * 255).max() <= 1
+
+
 def test_a_deep_png_of_colours_is_scaled(encoded: Encoded) -> None:
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in RAMP * 65535)
     chunks = {

@@ -34,7 +34,7 @@ def arguments(server: Any, data: bytes = PHOTOS) -> tuple[str, str, str]:
 def left() -> dict[str, int]:
     """The size of every file under .cnnpipe/ but the locks, hidden ones as well."""
     files = (path for path in Path(".cnnpipe").rglob("*") if path.is_file())
-    return {path.name: path.stat().st_size for path in files if path.name != "lock"}
+    return {path.name: path.stat().st_size for path in files if not path.name.endswith(".lock")}
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -346,11 +346,10 @@ def test_of_two_processes_one_downloads_and_the_other_waits(
     command = [sys.executable, "-c", code, *arguments(server)]
     with subprocess.Popen(command) as first:
         wait_for(lambda: left().get("pets.zip.part") == len(PHOTOS) // 2)
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as second:
-            assert second.stdout is not None
-            assert second.stdout.readline() == (
-                "pets.zip: waits for another process that downloads it\n"
-            )
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as second:
+            assert second.stderr is not None
+            told = f"pets.zip is running already as process {first.pid}: waits for it\n"
+            assert second.stderr.readline().endswith(told)
             server.hold.set()
     assert (first.returncode, second.returncode) == (0, 0)
     assert server.sent == [len(PHOTOS)]

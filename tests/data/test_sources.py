@@ -229,7 +229,7 @@ def test_an_archive_that_is_none_is_refused(server: Any, data: bytes, reason: st
 def test_what_is_no_web_address_is_refused(url: str) -> None:
     with pytest.raises(UserError, match=r"^download.url = '"):
         obtained(source="url", url=url, sha256=64 * "0")
-    assert {path.name for path in downloads()} <= {"lock"}
+    assert {path.suffix for path in downloads()} <= {".lock"}
 
 
 # The user's own folder.
