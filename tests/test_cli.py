@@ -240,6 +240,25 @@ def test_a_stage_does_not_outlive_the_dvc_that_started_it(
     assert list(Path("data").iterdir()) == []
 
 
+def test_a_resize_that_was_killed_leaves_nothing_that_split_could_take_for_whole(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = "download: {source: digits}\nresize: {size: 200, workers: 1}"
+    assert run("download", params=settings) == 0
+    process = subprocess.Popen([CNNPIPE, "resize"], stdout=subprocess.DEVNULL)
+    while not list(Path().glob("data/.resized.*/images-*.npy")):  # it is at work
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not Path("data/resized").exists()
+    capsys.readouterr()
+    assert run("split", params=settings) == 2
+    assert "manifest.csv: no such file: run `cnnpipe resize` first" in only_line(capsys)
+    assert run("resize", params=settings) == 0
+    assert run("split", params=settings) == 0
+
+
 def test_a_stage_runs_once_at_a_time_in_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     Path("params.yaml").write_text("base: {seed: 7}")
     first = subprocess.Popen([CNNPIPE, "download"], stderr=subprocess.DEVNULL)
