@@ -117,6 +117,10 @@ class Run:
             figure.savefig(picture)
             self.log_file(picture, str(Path(path).parent))
 
+    def log_tag(self, key: str, value: str) -> None:
+        """A tag of the run."""
+        self._log("tag", key=key, value=value)
+
     def log_file(self, path: str | Path, folder: str) -> None:
         """A file, in that folder of the run's artifacts."""
         self._log("file", Path(path), folder=folder)
@@ -126,7 +130,7 @@ class Run:
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
         if warnings:
-            self._log("tag", key=f"warnings.{stage}", value="; ".join(warnings))
+            self.log_tag(f"warnings.{stage}", "; ".join(warnings))
 
     def log_data(
         self, table: pd.DataFrame, source: str, name: str, digest: str, context: str

@@ -1,5 +1,6 @@
 """evaluate: from the model to reports/test/. The only reader of the test split."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -35,7 +36,7 @@ def run(params: Params) -> None:
         UserError: an input is missing, or the model was trained on other classes.
     """
     trained_by = _trained_by()
-    images, _ = open_images("data/resized")
+    images, known = open_images("data/resized")
     table = manifest.read("data/split.csv", manifest.SPLIT_COLUMNS, "split")
     device = choose_device(params.train.device)
     keep_freed_memory()
@@ -52,7 +53,8 @@ def run(params: Params) -> None:
     validation = _val_accuracy(), int((table["split"] == "val").sum())
     result = metrics(probabilities, labels, params.evaluate.calibration_bins)
     predictions = test[["path", "label"]].assign(
-        prediction=[class_names[i] for i in probabilities.argmax(axis=1)]
+        sha256=known["sha256"].iloc[rows],
+        prediction=[class_names[i] for i in probabilities.argmax(axis=1)],
     )
     columns = [f"probability_{name}" for name in class_names]
     each = pd.DataFrame(probabilities, index=test.index, columns=columns)
@@ -84,6 +86,7 @@ def run(params: Params) -> None:
             tracked.log_figure(figure, f"test/{name}")
         ids = {"run_id": tracked.id, "experiment_id": tracked.experiment_id}
         (folder / "run.json").write_text(json.dumps(ids, indent=2) + "\n")
+        tracked.log_tag("test_hash", _test_hash(predictions))
         tracked.log_metrics({f"test/{key}": value for key, value in result.items()})
         tracked.warn("test", about_test(probabilities.argmax(axis=1), labels, *validation))
         for name in ("predictions.csv", "classes.csv"):
@@ -94,6 +97,16 @@ def run(params: Params) -> None:
         f"({result['accuracy_low']:.4f} to {result['accuracy_high']:.4f} with 95 % confidence) "
         f"on {len(rows):,} images"
     )
+
+
+def _test_hash(predictions: pd.DataFrame) -> str:
+    """16 hexadecimal digits that are equal for the same test images with the same labels.
+
+    How they were resized, what they are called and in which order they come does not matter.
+    """
+    lines = sorted(predictions["sha256"] + " " + predictions["label"])
+    text = "\n".join(lines).encode(errors="surrogateescape")
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def _val_accuracy() -> float:

@@ -125,6 +125,7 @@ def run(params: Params) -> None:
                 best.epoch * train.num_steps,
             ),
         )  # fmt: skip
+        tracked.log_metrics({"train/seconds": sum(epoch.seconds for epoch in history)})
         if not tracked.experiment_id:  # MLflow was away at the start: if it is back, it has an id
             tracked.deliver()
         replace(classifier, run_id=tracked.id).save("models/model.safetensors")

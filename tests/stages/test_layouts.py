@@ -149,7 +149,7 @@ def test_hundreds_of_classes_are_said_nothing_of_at_length(
     assert (counts == 1).all(axis=None) and len(counts) == 300
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) < 40
-    columns = read("reports/test/predictions.csv").columns[3:].tolist()
+    columns = read("reports/test/predictions.csv").columns[4:].tolist()
     assert columns == [f"probability_{i:03d}" for i in range(300)]
     assert metrics()["num_images"] == 300
 
@@ -191,7 +191,7 @@ def test_odd_names_come_back_unchanged_and_never_reach_the_terminal(
     predictions = read("reports/test/predictions.csv")
     assert set(predictions["path"]) <= paths
     assert set(predictions["label"]) == set(ODD) and set(predictions["prediction"]) <= set(ODD)
-    assert predictions.columns[3:].tolist() == [f"probability_{name}" for name in class_names]
+    assert predictions.columns[4:].tolist() == [f"probability_{name}" for name in class_names]
     assert read("reports/test/classes.csv")["label"].tolist() == class_names
 
     client = mlflow.MlflowClient()

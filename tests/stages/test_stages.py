@@ -501,3 +501,19 @@ def test_evaluate_without_a_history_says_what_to_run(workspace: Path) -> None:
     Path("reports/train/history.csv").unlink()
     with pytest.raises(UserError, match=r"history.csv: no such file: run `cnnpipe train` first"):
         evaluate.run(load("params.yaml"))
+
+
+def test_the_test_hash_is_of_the_images_and_labels_alone(finished: Path) -> None:
+    predictions = pd.read_csv(finished / "reports/test/predictions.csv", dtype=str)
+    known = evaluate._test_hash(predictions)
+    tags = mlflow.MlflowClient(f"sqlite:///{finished / 'mlflow.db'}").get_run(
+        json.loads((finished / "reports/test/run.json").read_text())["run_id"]
+    ).data.tags  # fmt: skip
+    assert tags["test_hash"] == known
+    table = read(finished / "data/resized/manifest.csv", COLUMNS, "resize")
+    hashes = dict(zip(table["path"], table["sha256"], strict=True))
+    assert predictions["sha256"].tolist() == [hashes[path] for path in predictions["path"]]
+    assert evaluate._test_hash(predictions.sample(frac=1, random_state=0)) == known
+    assert evaluate._test_hash(predictions.assign(prediction="0", path="x")) == known
+    assert evaluate._test_hash(predictions.iloc[1:]) != known
+    assert evaluate._test_hash(predictions.assign(label="0")) != known
