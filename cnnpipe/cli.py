@@ -118,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
 def _stage(name: str) -> int:
     from cnnpipe.params import load
     from cnnpipe.processes import end_with_dvc
+    from cnnpipe.usage import keep, so_far
     from cnnpipe.workspace import locked
 
     params = load(PARAMS)  # before the stage's own imports, which may take seconds
@@ -129,6 +130,7 @@ def _stage(name: str) -> int:
     gc.enable()
     with locked(f".cnnpipe/{name}.lock", f"`cnnpipe {name}` in this folder"):
         stage.run(params)
+        keep(so_far(name))
     return 0
 
 

@@ -122,7 +122,7 @@ class Run:
         self._log("tag", key=key, value=value)
 
     def log_file(self, path: str | Path, folder: str) -> None:
-        """A file, in that folder of the run's artifacts."""
+        """A file, in that folder of the run's artifacts, or beside all folders for ""."""
         self._log("file", Path(path), folder=folder)
 
     def warn(self, stage: str, warnings: Sequence[str]) -> None:
@@ -243,7 +243,7 @@ class _Target:
         elif kind == "tag":
             client.set_tag(self.run_id, entry["key"], entry["value"])
         elif kind == "file":
-            client.log_artifact(self.run_id, str(path), entry["folder"])
+            client.log_artifact(self.run_id, str(path), entry["folder"] or None)
         elif kind == "data":
             tags = [InputTag(key, value) for key, value in entry["tags"].items()]
             client.log_inputs(self.run_id, [DatasetInput(Dataset(**entry["data"]), tags)])
@@ -629,12 +629,20 @@ def _lock() -> Iterator[None]:
         yield
 
 
-def _origin_tags() -> dict[str, str]:
-    """What made the run: the commit, the experiment, the flow, the machine."""
-    tags = {
+def origin() -> dict[str, str]:
+    """The commit and the experiment that this is, as far as they are known."""
+    found = {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": "true" if _git("status", "--porcelain", "--untracked-files=no") else "false",
         "dvc_experiment": os.environ.get("DVC_EXP_NAME", ""),
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _origin_tags() -> dict[str, str]:
+    """What made the run: the commit, the experiment, the flow, the machine."""
+    tags = {
+        **origin(),
         "dvc_baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
         "prefect_flow_run": os.environ.get("CNNPIPE_FLOW_RUN_ID", ""),
         "cnnpipe_version": cnnpipe.__version__,

@@ -7,7 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
+from PIL import (
+    ExifTags,
+    Image,
+    ImageFile,
+    ImageOps,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    features,
+)
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused where nothing else is said: decoded, such a one takes 300 MB."""
@@ -95,6 +103,35 @@ def decode_frame(data: bytes, max_pixels: int = MAX_PIXELS) -> Decoded:
     except Exception as error:  # Pillow's decoders raise many kinds for damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(f"damaged: {reason}") from None
+
+
+def glimpse(data: bytes, max_pixels: int, side: int) -> np.ndarray | None:
+    """What can still be seen of a damaged image file, for people to look at and nothing else.
+
+    Args:
+        data: the file.
+        max_pixels: of more there is no glimpse.
+        side: of the result, at most, in pixels.
+
+    Returns:
+        (h, w, 3) uint8 RGB, what is missing in grey or black; None where there is nothing to see.
+    """
+    with suppress(Exception), warnings.catch_warnings():  # as in decode_frame
+        warnings.simplefilter("ignore")
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        _check_size(image.width, image.height, max_pixels)
+        before = ImageFile.LOAD_TRUNCATED_IMAGES
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
+        try:
+            image.load()
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
+        ImageOps.exif_transpose(image, in_place=True)
+        seen = _rgb(image)
+        seen.thumbnail((side, side))
+        if len(seen.getcolors(2) or "more") > 1:
+            return np.asarray(seen)
+    return None
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from tqdm import tqdm
 
 from cnnpipe.data import manifest
-from cnnpipe.data.decode import Decoded, UnreadableImage, decode_frame
+from cnnpipe.data.decode import Decoded, UnreadableImage, decode_frame, glimpse
 from cnnpipe.data.duplicates import SIDE, duplicate_groups, thumbnail
 from cnnpipe.data.raw import Raw, RawImage, Source, open_raw
 from cnnpipe.data.resizer import prepare
@@ -34,6 +35,8 @@ from cnnpipe.workspace import whole_folder
 _SHARD_BYTES = 64 << 20
 # Their number is a multiple of this, so that up to so many cores finish together.
 _CORES = 16
+# Glimpses of quarantined files for the report: of so many, of at most so many pixels a side.
+_GLIMPSES, _GLIMPSE_SIDE = 48, 160
 # Of a processor, for one file: a JPEG 2000 of 100 million pixels takes about 25.
 _DECODING_S = 60
 
@@ -56,7 +59,7 @@ def run(params: Params) -> None:
         jobs = [(folder / f"images-{i:05d}.npy", shard) for i, shard in enumerate(shards)]
         num_found = Counter[str]()
         num_animated = 0
-        quarantined = [
+        quarantined: list[Row] = [
             {"path": path, "reason": reason, "size": ""}
             for path, reason in Source.read("data/raw").skipped.items()
         ]
@@ -82,6 +85,11 @@ def run(params: Params) -> None:
                 quarantined += refused
                 progress.update(len(kept) + len(refused))
         class_names = _check_classes(files, num_found, quarantined)
+        for i, row in enumerate(quarantined[:_GLIMPSES]):
+            seen: np.ndarray | None = row.get("glimpse")
+            if seen is not None:
+                (folder / "quarantine").mkdir(exist_ok=True)
+                Image.fromarray(seen).save(folder / "quarantine" / f"{i}.png")
         manifest.write(
             pd.DataFrame(quarantined, columns=list(manifest.QUARANTINE_COLUMNS)),
             folder / "quarantine.csv",
@@ -170,7 +178,7 @@ def _if_fatal(settings: Resize, raw: Raw, file: RawImage) -> Row | None:
         data = raw.read(file)
         try:
             with process_pool(1) as pool:
-                pool.submit(_pixels, settings, data).result()
+                pool.submit(_try, settings, data).result()
         except WorkerDied:
             reason = f"its decoder crashes, or computes for more than {_DECODING_S} s"
             return {"path": file.path, "reason": reason, "size": len(data)}
@@ -206,6 +214,8 @@ def _write_shard(settings: Resize, number: int, job: Job, fatal: dict[str, Row])
                 decoded, pixels = _pixels(settings, data)
             except UnreadableImage as error:
                 refused.append({"path": file.path, "reason": str(error), "size": size})
+                if size and len(refused) <= _GLIMPSES:
+                    refused[-1]["glimpse"] = _glimpse(settings, data)
                 continue
             append(pixels)
             thumbnails.append(thumbnail(pixels)[None])
@@ -232,6 +242,19 @@ def _pixels(settings: Resize, data: bytes) -> tuple[Decoded, np.ndarray]:
         decoded = decode_frame(data, settings.max_pixels)
         pixels = prepare(decoded.pixels, settings.size, settings.mode, settings.color)
     return decoded, np.ascontiguousarray(pixels)
+
+
+def _glimpse(settings: Resize, data: bytes) -> np.ndarray | None:
+    with computing_limit(_DECODING_S):
+        return glimpse(data, settings.max_pixels, _GLIMPSE_SIDE)
+
+
+def _try(settings: Resize, data: bytes) -> None:
+    """All that is ever done with the bytes of a file."""
+    try:
+        _pixels(settings, data)
+    except UnreadableImage:
+        _glimpse(settings, data)
 
 
 def _check_classes(files: list[RawImage], found: Counter[str], quarantined: list[Row]) -> list[str]:

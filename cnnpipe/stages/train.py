@@ -117,21 +117,19 @@ def run(params: Params) -> None:
             params.base.seed, device, on_epoch, checkpoints,
         )  # fmt: skip
         best = max(history, key=lambda epoch: epoch.score)
-        tracked.warn(
-            "train",
-            about_training(
-                best.train_accuracy, train.labels, best.val_accuracy, len(val.rows),
-                summary.parameters_trainable, normalisation_accuracies(classifier, train),
-                best.epoch * train.num_steps,
-            ),
+        warnings = about_training(
+            best.train_accuracy, train.labels, best.val_accuracy, len(val.rows),
+            summary.parameters_trainable, normalisation_accuracies(classifier, train),
+            best.epoch * train.num_steps,
         )  # fmt: skip
+        tracked.warn("train", warnings)
         tracked.log_metrics({"train/seconds": sum(epoch.seconds for epoch in history)})
         if not tracked.experiment_id:  # MLflow was away at the start: if it is back, it has an id
             tracked.deliver()
         replace(classifier, run_id=tracked.id).save("models/model.safetensors")
         with whole_file("models/run.json") as part:
             ids = {"run_id": tracked.id, "experiment_id": tracked.experiment_id}
-            part.write_text(json.dumps(ids, indent=2) + "\n")
+            part.write_text(json.dumps({**ids, "warnings": warnings}, indent=2) + "\n")
         curves = figures.curves(pd.read_csv(HISTORY))
         with whole_file("reports/train/curves.png") as part:
             curves.savefig(part, format="png")

@@ -12,10 +12,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cnnpipe.evaluation.figures import (
+    calibration,
+    class_balance,
     confusion_matrix,
     curves,
     mistake_captions,
     picture_grid,
+    precision_recall,
+    roc,
     sample_captions,
 )
 
@@ -86,7 +90,7 @@ def test_a_thousand_classes_show_some_of_their_names() -> None:
     figure = confusion_matrix(np.eye(1000, dtype=int), [f"class {i}" for i in range(1000)])
     saved(figure)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels[:2] == ["class 0", "class 7"]
+    assert labels[:2] == ["class 0", "class 10"]
 
 
 def test_a_class_without_an_image_is_an_empty_row() -> None:
@@ -137,3 +141,29 @@ def test_grey_images_are_drawn_in_greys_of_the_full_range() -> None:
     middle = figure.axes[0].get_window_extent()
     row, column = pixels.shape[0] - int(middle.y0 + middle.y1) // 2, int(middle.x0 + middle.x1) // 2
     assert pixels[row, column].tolist() == [128, 128, 128]
+
+
+@pytest.mark.parametrize("names", [["a", "b"], WEIRD[:6], [f"class {i}" for i in range(500)]])
+def test_the_charts_of_any_classes_can_be_saved(names: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    lines = {i: np.sort(rng.random((9, 2)), axis=0) for i in range(len(names))}
+    counts = pd.DataFrame(rng.integers(1, 99, (len(names), 3)), names, ["train", "val", "test"])
+    bins = pd.DataFrame({"confidence": [0.55, 1], "accuracy": [0.5, 1], "low": [0.2, 1.0],
+                         "high": [0.7, 1.0], "num_images": [5, 9]})  # fmt: skip
+    for figure in (
+        class_balance(counts),
+        roc(lines, lines[0], names),
+        precision_recall({i: (line, 0.5) for i, line in lines.items()}, names),
+        calibration(bins),
+    ):
+        saved(figure)
+        assert max(figure.get_size_inches()) < 10
+
+
+def test_two_classes_have_one_roc_curve_and_more_have_their_mean() -> None:
+    line = np.array([[0, 0], [0, 1], [1, 1]])
+    two = roc({0: line, 1: line}, line, ["cat", "_dog"]).axes[0]
+    assert [artist.get_label() for artist in two.lines] == ["chance", " _dog"]
+    three = roc(dict.fromkeys(range(3), line), line, ["a", "b", "c"]).axes[0]
+    labels = [artist.get_label() for artist in three.lines]
+    assert labels == ["chance", "a", "b", "c", "mean of the classes"]

@@ -10,12 +10,17 @@ from hypothesis import strategies as st
 
 from cnnpipe.evaluation.intervals import wilson_interval
 from cnnpipe.evaluation.metrics import (
+    calibration_bins,
     calibration_error,
     confident_mistakes,
     confusion,
+    mean_roc_curve,
     metrics,
     per_class,
+    precision_recall_curves,
     roc_auc,
+    roc_curves,
+    unsure_hits,
 )
 
 # Three classes; the predictions are 0 0 1 | 1 1 0 1 | 2: two of class 0 right, three of class 1.
@@ -167,3 +172,70 @@ def test_confident_mistakes_come_the_surest_first() -> None:
     assert confident_mistakes(PROBABILITIES, PROBABILITIES.argmax(axis=1), 16).tolist() == []
     # Among equally sure ones, the first.
     assert confident_mistakes(np.array([[0.9, 0.1]] * 3), np.ones(3, int), 2).tolist() == [0, 1]
+
+
+def random_case(num_classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_classes, 400)
+    scores = rng.random((400, num_classes)) + 0.4 * np.eye(num_classes)[labels]
+    return scores / scores.sum(axis=1, keepdims=True), labels
+
+
+@pytest.mark.parametrize("num_classes", [2, 5])
+def test_the_area_under_the_mean_roc_curve_is_the_mean_area(num_classes: int) -> None:
+    probabilities, labels = random_case(num_classes)
+    mean = mean_roc_curve(roc_curves(probabilities, labels))
+    assert mean.shape == (201, 2)
+    area = np.trapezoid(mean[:, 1], mean[:, 0])
+    expected = roc_auc(probabilities, labels)
+    assert expected is not None and expected < 0.95
+    assert area == pytest.approx(expected, abs=0.005)
+
+
+def test_a_perfect_classifier_has_a_perfect_roc_curve_and_none_has_the_diagonal() -> None:
+    labels = np.array([0, 1, 0, 1])
+    mean = mean_roc_curve(roc_curves(np.eye(2)[labels], labels))
+    assert (mean[:, 1] == 1).all()
+    assert np.array_equal(mean_roc_curve({})[:, 0], mean_roc_curve({})[:, 1])
+    assert roc_curves(np.eye(2)[labels], np.zeros(4, int)) == {}
+
+
+def test_average_precision_is_that_of_the_curve_by_hand() -> None:
+    probabilities = np.array([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7], [0.4, 0.6]])
+    labels = np.array([1, 0, 1, 0])
+    curve, average = precision_recall_curves(probabilities, labels)[1]
+    assert average == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3)  # at the first and the third
+    assert curve[0].tolist() == [1, 0.5]  # all taken: half are right
+    assert curve[-1].tolist() == [0, 1]
+
+
+def test_the_calibration_bins_are_those_of_the_calibration_error() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.85, 0.15], [0.4, 0.6]])
+    labels = np.array([0, 1, 0, 1])
+    bins = calibration_bins(probabilities, labels, 10)
+    assert bins["num_images"].tolist() == [1, 1, 2]
+    assert bins["confidence"].tolist() == pytest.approx([0.6, 0.8, 0.875])
+    assert bins["accuracy"].tolist() == [1, 0, 1]
+    assert bins["low"].iloc[2] == pytest.approx(0.342, abs=1e-3)  # Wilson's, of 2 of 2
+    assert (bins["high"] >= bins["accuracy"]).all()
+    error = calibration_error(probabilities, labels, 10)
+    assert error == pytest.approx((0.4 + 0.8 + 2 * 0.125) / 4)
+
+
+def test_each_class_has_the_intervals_of_its_own_recall_and_precision() -> None:
+    predictions = np.array([0, 0, 0, 1, 0])
+    labels = np.array([0, 0, 1, 1, 0])
+    table = per_class(np.eye(3)[predictions], labels)
+    assert table.loc[0, ["recall", "precision"]].tolist() == [1, 0.75]
+    assert table.loc[0, ["recall_low", "recall_high"]].tolist() == list(wilson_interval(3, 3))
+    assert table.loc[0, ["precision_low", "precision_high"]].tolist() == list(wilson_interval(3, 4))
+    # Nothing is known of a class without images that is never predicted.
+    assert table.loc[2, ["recall_low", "recall_high"]].tolist() == [0, 1]
+    assert table.loc[2, ["precision_low", "precision_high"]].tolist() == [0, 1]
+
+
+def test_the_least_sure_hits_come_first_and_mistakes_never() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.45, 0.55], [0.3, 0.7]])
+    assert unsure_hits(probabilities, np.array([0, 0, 0, 1]), 2).tolist() == [1, 3]
+    assert unsure_hits(probabilities, np.array([0, 0, 0, 1]), 9).tolist() == [1, 3, 0]
+    assert unsure_hits(probabilities, np.array([1, 1, 0, 0]), 9).tolist() == []

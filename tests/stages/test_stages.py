@@ -204,7 +204,7 @@ def test_evaluate_again_uses_the_same_run_and_registers_no_second_version(
     params = load("params.yaml")
     evaluate.run(params)
     ids = json.loads(Path("reports/test/run.json").read_text())
-    assert ids == json.loads(Path("models/run.json").read_text())
+    assert ids.items() <= json.loads(Path("models/run.json").read_text()).items()
     mlflow.set_tracking_uri(tracking.local_store())
     client = mlflow.MlflowClient()
     assert len(client.search_model_versions("name = 'cnnpipe'")) == 1
@@ -517,3 +517,68 @@ def test_the_test_hash_is_of_the_images_and_labels_alone(finished: Path) -> None
     assert evaluate._test_hash(predictions.assign(prediction="0", path="x")) == known
     assert evaluate._test_hash(predictions.iloc[1:]) != known
     assert evaluate._test_hash(predictions.assign(label="0")) != known
+
+
+def test_a_damaged_file_leaves_a_glimpse_for_people_and_none_for_the_network(
+    workspace: Path,
+) -> None:
+    import io
+    import zipfile
+
+    rng = np.random.default_rng(0)
+    file = io.BytesIO()
+    smooth = rng.integers(0, 256, (8, 8, 3), np.uint8).repeat(40, 0).repeat(30, 1)
+    Image.fromarray(smooth).save(file, "jpeg")
+    with zipfile.ZipFile("data/raw/images.zip", "a") as archive:
+        archive.writestr("3/zz-cut.jpg", file.getvalue()[: len(file.getvalue()) // 2])
+        archive.writestr("3/zz-text.png", b"<html>")
+    source = json.loads(Path("data/raw/source.json").read_text())
+    Path("data/raw/source.json").write_text(json.dumps({**source, "limit_per_class": None}))
+    resize.run(load("params.yaml"))
+    quarantine = read("data/resized/quarantine.csv", QUARANTINE_COLUMNS, "resize")
+    assert quarantine["path"].tolist() == ["3/zz-cut.jpg", "3/zz-text.png"]
+    assert [path.name for path in Path("data/resized/quarantine").iterdir()] == ["0.png"]
+    seen = np.asarray(Image.open("data/resized/quarantine/0.png")).astype(int)
+    assert seen.shape == (160, 120, 3)
+    expected = np.asarray(Image.fromarray(smooth).resize((120, 160)))
+    assert abs(seen[:60] - expected[:60]).mean() < 12  # the upper part is there
+    assert len(open_images("data/resized")[0]) == 1797
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_glimpse_that_ends_its_process_costs_that_file_alone(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    import zipfile
+
+    with zipfile.ZipFile("data/raw/images.zip", "a") as archive:
+        archive.writestr("3/zz-text.png", b"<html>")
+    source = json.loads(Path("data/raw/source.json").read_text())
+    Path("data/raw/source.json").write_text(json.dumps({**source, "limit_per_class": None}))
+    monkeypatch.setattr(resize, "glimpse", lambda *_: crash(number))
+    resize.run(load("params.yaml"))
+    quarantine = read("data/resized/quarantine.csv", QUARANTINE_COLUMNS, "resize")
+    assert quarantine["path"].tolist() == ["3/zz-text.png"]
+    assert "its decoder crashes" in quarantine["reason"].iloc[0]
+
+
+def test_the_report_is_of_this_run_and_goes_to_mlflow_as_it_is(workspace: Path) -> None:
+    run_file = Path("models/run.json")
+    run_id = json.loads(run_file.read_text())["run_id"]
+    run_file.write_text(json.dumps({"run_id": run_id, "warnings": ["it was too cold"]}))
+    evaluate.run(load("params.yaml"))
+    html = Path("reports/report.html").read_text()
+    result = json.loads(Path("reports/test/metrics.json").read_text())
+    assert f"<strong>{result['accuracy']:.3f}</strong>" in html
+    assert run_id in html and "It was too cold." in html
+    sizes = read("data/split.csv", SPLIT_COLUMNS, "split")["split"].value_counts()
+    assert f"{sizes['train']} to train, {sizes['val']} to validate, {sizes['test']} to test" in html
+    client = mlflow.MlflowClient(f"sqlite:///{Path('mlflow.db').resolve()}")
+    artifacts = {item.path for item in client.list_artifacts(run_id)}
+    assert "report.html" in artifacts
+    logged = Path(client.download_artifacts(run_id, "report.html", str(workspace)))
+    assert logged.read_text() == html
+    roc = pd.read_csv("reports/test/roc.csv")
+    assert roc.columns.tolist() == ["false_positive_rate", "true_positive_rate"]
+    area = np.trapezoid(roc["true_positive_rate"], roc["false_positive_rate"])
+    assert area == pytest.approx(result["roc_auc"], abs=0.01)
