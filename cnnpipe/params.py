@@ -39,7 +39,7 @@ class Base(Section):
     """What concerns more than one stage."""
 
     seed: int = Field(42, ge=0, lt=2**32)
-    """All randomness follows from it: the drawn images, the split, the weights, the batches."""
+    """All randomness follows from it: the drawn images, the split, and the training's seed."""
 
 
 class Download(Section):
@@ -119,6 +119,10 @@ class Model(Section):
 class Train(Section):
     """How the network learns."""
 
+    seed: int | None = Field(None, ge=0, lt=2**32)
+    """Of the first weights, the order of the images, augmentation and dropout; None is base.seed.
+
+    With several of these the same images tell how much of a result is chance."""
     epochs: PositiveInt = 5
     """Times that every training image is seen; fewer where `patience` ends it."""
     batch_size: PositiveInt = 128
@@ -157,7 +161,7 @@ class Evaluate(Section):
     calibration_bins: PositiveInt = 15
     """Equal intervals of confidence for the calibration error."""
     mistakes: PositiveInt = 16
-    """The most confident mistakes to show."""
+    """So many of the most confident mistakes, and of the least sure hits, are shown."""
 
 
 class Params(Section):
@@ -175,6 +179,11 @@ class Params(Section):
     def input_shape(self) -> Shape:
         """(C, H, W) of the images that the network gets."""
         return (1 if self.resize.color == "grey" else 3, self.resize.size, self.resize.size)
+
+    @property
+    def training_seed(self) -> int:
+        """Of all that is random in a training."""
+        return self.base.seed if self.train.seed is None else self.train.seed
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its dotted name, as -S, `dvc params diff` and MLflow call it."""

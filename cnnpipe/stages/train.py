@@ -65,7 +65,7 @@ def run(params: Params) -> None:
     splits = {name: np.flatnonzero(table["split"] == name) for name in ("train", "val")}
     labels = pd.Categorical(table["label"], categories=class_names).codes.astype(np.int64)
 
-    torch.manual_seed(params.base.seed)
+    torch.manual_seed(params.training_seed)
     network = build(params.model, params.input_shape, len(class_names))
     keep_freed_memory(whole_batches=has_batch_norm(network))
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -114,7 +114,7 @@ def run(params: Params) -> None:
         fit(
             classifier, train, val, params.train,
             None if weights is None else weights.to(device),
-            params.base.seed, device, on_epoch, checkpoints,
+            params.training_seed, device, on_epoch, checkpoints,
         )  # fmt: skip
         best = max(history, key=lambda epoch: epoch.score)
         warnings = about_training(

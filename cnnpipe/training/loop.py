@@ -102,7 +102,7 @@ def fit(
         val: the batches that choose the checkpoint.
         settings: the `train` section of params.yaml.
         class_weights: (classes,) float32 on the device, or None.
-        seed: base.seed.
+        seed: of all that is random.
         device: where the network is.
         on_epoch: called with each epoch as it ends; with those before a resumption, first.
         checkpoints: where it goes on from, and where it leaves its own: at every epoch's end, every

@@ -582,3 +582,24 @@ def test_the_report_is_of_this_run_and_goes_to_mlflow_as_it_is(workspace: Path) 
     assert roc.columns.tolist() == ["false_positive_rate", "true_positive_rate"]
     area = np.trapezoid(roc["true_positive_rate"], roc["false_positive_rate"])
     assert area == pytest.approx(result["roc_auc"], abs=0.01)
+
+
+def test_a_seed_of_the_training_changes_the_weights_and_not_the_data(workspace: Path) -> None:
+    params = load("params.yaml")
+    first = Path("models/model.safetensors").read_bytes()
+
+    def history(seed: int | None) -> pd.DataFrame:
+        settings = params.train.model_copy(update={"seed": seed})
+        train.run(params.model_copy(update={"train": settings}))
+        table = pd.read_csv("reports/train/history.csv")
+        return table[["train_loss", "val_loss"]]
+
+    as_base = history(None)
+    assert history(params.base.seed).equals(as_base)
+    other = history(7)
+    assert not other.equals(as_base)
+    assert history(7).equals(other)
+    weights = Classifier.load("models/model.safetensors").network.state_dict()
+    Path("before.safetensors").write_bytes(first)
+    before = Classifier.load("before.safetensors").network.state_dict()
+    assert not any(torch.equal(weights[key], before[key]) for key in weights if "weight" in key)
