@@ -54,6 +54,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from sqlalchemy.exc import SQLAlchemyError
 
 import cnnpipe
+from cnnpipe import sweep_view
 from cnnpipe.errors import RunFailed, UserError
 from cnnpipe.outbox import Outbox, open_outbox, waiting
 from cnnpipe.workspace import repository_root, signals_held
@@ -116,6 +117,13 @@ class Run:
             picture = Path(folder) / Path(path).name
             figure.savefig(picture)
             self.log_file(picture, str(Path(path).parent))
+
+    def log_image(self, figure: Figure, key: str) -> None:
+        """A picture for MLflow's image grid, which shows those of one key side by side."""
+        with TemporaryDirectory() as folder:
+            picture = Path(folder) / "picture.png"
+            figure.savefig(picture)
+            self._log("image", picture, key=key)
 
     def log_tag(self, key: str, value: str) -> None:
         """A tag of the run."""
@@ -244,6 +252,9 @@ class _Target:
             client.set_tag(self.run_id, entry["key"], entry["value"])
         elif kind == "file":
             client.log_artifact(self.run_id, str(path), entry["folder"] or None)
+        elif kind == "image":
+            assert path is not None
+            self._send_image(path, entry["key"], entry["time"])
         elif kind == "data":
             tags = [InputTag(key, value) for key, value in entry["tags"].items()]
             client.log_inputs(self.run_id, [DatasetInput(Dataset(**entry["data"]), tags)])
@@ -252,6 +263,18 @@ class _Target:
             _register(self.run_id, path, entry["class_names"])
         elif kind == "end":
             client.set_terminated(self.run_id, entry["status"], entry["time"])
+
+    def _send_image(self, path: Path, key: str, time_ms: int) -> None:
+        client = mlflow.MlflowClient()
+        # As MLflow names them, before an identifier of its own: a second would stand beside it. The
+        # compressed one comes last.
+        begin = f"images/{key.replace('/', '~')}+step+0+"
+        names = [item.path for item in client.list_artifacts(self.run_id, "images")]
+        if any(name.startswith(begin) and name.endswith("+compressed.webp") for name in names):
+            return
+        client.log_image(
+            self.run_id, mlflow.Image(str(path)), key=key, timestamp=time_ms, synchronous=True
+        )
 
     def send_metrics(self, entries: Sequence[dict[str, Any]]) -> None:
         """The points of several entries at once, without those that the run has."""
@@ -608,11 +631,19 @@ def _connect() -> str:
                 # Fixed here for good: artifacts of the local store are written to the same folder
                 # with and without a server in between.
                 location = local_artifacts().as_uri() if uri == local_store() else None
-                return str(mlflow.create_experiment(EXPERIMENT, artifact_location=location))
+                tags = {sweep_view.KEY: sweep_view.view()}
+                return str(mlflow.create_experiment(EXPERIMENT, location, tags))
             if experiment.lifecycle_stage == "deleted":
                 raise UserError(
                     f"{_shown(uri)}: the MLflow experiment {EXPERIMENT!r} was deleted: restore it "
                     f"with `mlflow experiments restore -x {experiment.experiment_id}`"
+                )
+            if (
+                sweep_view.KEY not in experiment.tags
+            ):  # it was made by hand, or before there was one
+                client = mlflow.MlflowClient()
+                client.set_experiment_tag(
+                    experiment.experiment_id, sweep_view.KEY, sweep_view.view()
                 )
             return str(experiment.experiment_id)
     except _FAILURES as error:

@@ -1,5 +1,7 @@
 """What MLflow is told, and what happens when it is not there."""
 
+import base64
+import json
 import os
 import shutil
 import signal
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +27,7 @@ from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Regi
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Tracker
 
 from benchmarks.drills.tracker import Server
-from cnnpipe import tracking
+from cnnpipe import sweep_view, tracking
 from cnnpipe.errors import RunFailed, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -132,6 +135,7 @@ def log_everything(run: tracking.Run, model: Path) -> None:
         run.log_metrics({"val/loss": 1 / epoch, "val/accuracy": 0.5}, step=epoch)
     figure = Figure()
     run.log_figure(figure, "train/curves.png")
+    run.log_image(figure, "train/curves")
     run.warn("train", ["it memorises"])
     run.log_model(model, ["cat", "dog"])
 
@@ -145,6 +149,11 @@ def assert_everything_is_there_once(run_id: str, status: str = "FINISHED") -> No
     assert points(run_id, "val/accuracy") == [(1, 0.5), (2, 0.5), (3, 0.5)]
     assert [i.dataset.name for i in found.inputs.dataset_inputs] == ["x/train"]
     assert [f.path for f in client().list_artifacts(run_id, "train")] == ["train/curves.png"]
+    images = [f.path for f in client().list_artifacts(run_id, "images")]
+    assert all(path.startswith("images/train~curves+step+0+timestamp+") for path in images)
+    # One that was cut off between the two is sent again, and the pages show one of a step.
+    assert sum(path.endswith("+compressed.webp") for path in images) == 1 <= len(images) // 2
+    assert found.data.tags["mlflow.loggedImages"] == "True"
     assert len(client().search_model_versions(f"run_id = '{run_id}'")) == 1
 
 
@@ -595,3 +604,31 @@ def test_a_deleted_experiment_says_how_to_get_it_back(store: Path) -> None:
 def test_telemetry_is_off() -> None:
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert os.environ["DO_NOT_TRACK"] == "true"
+
+
+def test_an_image_that_the_run_has_is_not_sent_again() -> None:
+    with tracking.start_run("x", {}) as run:
+        run.log_image(Figure(), "test/mistakes")
+    with tracking.reopen_run(run.id, "x") as again:
+        again.log_image(Figure(), "test/mistakes")
+        again.log_image(Figure(), "test/mistakes too")
+    paths = [f.path for f in client().list_artifacts(run.id, "images")]
+    keys = sorted(path.partition("+step")[0] for path in paths)
+    assert keys == ["images/test~mistakes"] * 2 + ["images/test~mistakes too"] * 2
+
+
+def test_the_experiment_has_a_view_for_sweeps_also_one_from_before(tmp_path: Path) -> None:
+    tracking.prepare_store()
+    experiment = client().get_experiment_by_name(tracking.EXPERIMENT)
+    assert experiment.tags[sweep_view.KEY] == sweep_view.view()
+    client().delete_experiment_tag(experiment.experiment_id, sweep_view.KEY)
+    tracking.prepare_store()
+    experiment = client().get_experiment_by_name(tracking.EXPERIMENT)
+    assert experiment.tags[sweep_view.KEY] == sweep_view.view()
+    head, _, packed = sweep_view.view().partition(";")
+    assert head == "deflate" and len(sweep_view.view()) < 5000  # the most that a tag may be long
+    state = json.loads(zlib.decompress(base64.b64decode(packed)))
+    sections = {section["uuid"] for section in state["compareRunSections"]}
+    assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == sections
+    uuids = [chart["uuid"] for chart in state["compareRunCharts"]]
+    assert len(set(uuids)) == len(uuids) == 9

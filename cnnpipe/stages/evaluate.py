@@ -26,7 +26,7 @@ from cnnpipe.evaluation.metrics import (
     per_class,
     roc_curves,
 )
-from cnnpipe.evaluation.report import Evaluated, report
+from cnnpipe.evaluation.report import Evaluated, filter_pictures, report
 from cnnpipe.network.classifier import Classifier
 from cnnpipe.network.summary import summarize
 from cnnpipe.params import Params
@@ -98,6 +98,10 @@ def run(params: Params) -> None:
         for name, figure in pictures.items():
             figure.savefig(folder / name, format="png")
             tracked.log_figure(figure, f"test/{name}")
+            tracked.log_image(figure, f"test/{Path(name).stem}")
+        filters = filter_pictures(classifier)[:64]
+        captions = [str(i + 1) for i in range(len(filters))]
+        tracked.log_image(figures.picture_grid(filters, captions, "filters"), "model/filters")
         ids = {"run_id": tracked.id, "experiment_id": tracked.experiment_id}
         (folder / "run.json").write_text(json.dumps(ids, indent=2) + "\n")
         tracked.log_tag("test_hash", _test_hash(predictions))

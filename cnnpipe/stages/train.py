@@ -134,6 +134,7 @@ def run(params: Params) -> None:
         with whole_file("reports/train/curves.png") as part:
             curves.savefig(part, format="png")
         tracked.log_figure(curves, "train/curves.png")
+        tracked.log_image(curves, "train/curves")
         tracked.log_file(HISTORY, "train")
     print(f"kept epoch {best.epoch}: val accuracy {best.val_accuracy:.4f}")
 
