@@ -172,6 +172,7 @@ def _runs_table(comparison: Comparison, width: int) -> list[str]:
     most = min(_MOST_PARAMS, len(comparison.differing))
     everything = tuple(range(len(METRIC_HEADER)))
     # What has no room is given up in this order; the accuracy and a parameter never are.
+    layouts: list[tuple[int, int, tuple[int, ...]]]
     layouts = [(n, _MOST_LETTERS, everything) for n in range(most, 2, -1)]
     least = min(2, most)
     layouts += [(least, _MOST_LETTERS, everything), (least, 14, everything)]
