@@ -231,7 +231,7 @@ def differing_params(params: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
     values = {name: {one.get(name) for one in params} for name in names}
     # Where a value is missing the run is older than the parameter, which says little.
     known = {name: len(values[name] - {None}) for name in names}
-    return tuple(sorted((n for n in names if len(values[n]) > 1), key=lambda name: -known[name]))
+    return tuple(sorted((n for n in names if len(values[n]) > 1), key=lambda name: (-known[name], name == SEED)))
 
 
 def seed_groups(runs: Sequence[Run], latest_first: Sequence[int]) -> tuple[Group, ...]:
@@ -248,7 +248,11 @@ def seed_groups(runs: Sequence[Run], latest_first: Sequence[int]) -> tuple[Group
         found.setdefault(key, {}).setdefault(params.get(SEED, ""), i)
     if max(map(len, found.values()), default=0) < 2:
         return ()
-    members = [tuple(sorted(seeds.values())) for seeds in found.values()]
+    # In the order of their seeds, which are whole numbers.
+    members = [
+        tuple(seeds[seed] for seed in sorted(seeds, key=lambda seed: (len(seed), seed)))
+        for seeds in found.values()
+    ]
     names = [n for n in differing_params([runs[m[0]].params for m in members]) if n != SEED]
     groups = []
     for positions in members:

@@ -126,7 +126,8 @@ def accuracy_against(
         if i in of_front:
             axes.plot(costs[i], run.accuracy, "o", ms=10, mfc="none", mec="#000000", mew=1,
                       zorder=4)  # fmt: skip
-        if i in of_front or len(known) <= _MOST_LABELLED:
+        # Where groups have names the legend says more than a crowd of numbers.
+        if legend == "run" and (i in of_front or len(known) <= _MOST_LABELLED):
             axes.annotate(str(i + 1), (costs[i], run.accuracy), (6, 5), fontsize=8,
                           textcoords="offset points", zorder=5)  # fmt: skip
     for front in fronts:
@@ -171,8 +172,7 @@ def seeds(comparison: Comparison) -> Figure:
         for i in group.members:
             axes.plot(x, comparison.runs[i].accuracy, "o", ms=5, alpha=0.85, color=shown[i].color,
                       zorder=3)  # fmt: skip
-        sd = group.sd or 0
-        axes.errorbar(x, group.mean, yerr=sd, color="#000000", capsize=4, lw=1.2, marker="_",
+        axes.errorbar(x, group.mean, yerr=group.sd, color="#000000", capsize=4, lw=1.2, marker="_",
                       ms=14, mew=2, zorder=2)  # fmt: skip
     if values:
         axes.plot(places, [group.mean for group in groups], color=_GREY, lw=1.2, zorder=1)
@@ -251,7 +251,8 @@ def _legend(
     figure: Figure, axes: Axes, shown: Sequence[Look], title: str, line: str | None = None
 ) -> None:
     """Below the chart, where it covers nothing."""
-    entries = dict.fromkeys(shown)
+    colors = (*_COLORS, _GREY)
+    entries = sorted(set(shown), key=lambda look: (look.dashed, colors.index(look.color)))
     if len(entries) < 2:
         return
     handles = [

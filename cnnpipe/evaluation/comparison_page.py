@@ -17,7 +17,6 @@ from cnnpipe.evaluation.comparison import (
     Comparison,
     Pair,
     disagreements,
-    p_text,
     recalls,
 )
 from cnnpipe.evaluation.comparison_table import (
@@ -54,7 +53,7 @@ def page(comparison: Comparison, images: Path) -> str:
             **_runs_table(comparison, names),
             "matrix": _matrix(comparison),
             "set_note": set_note(comparison),
-            "pairs_note": PAIRS_NOTE,
+            "pairs_note": PAIRS_NOTE if len(comparison.pairs) > 1 else "",
             "against_best": [pair.sentence for pair in comparison.pairs if pair.first == 0],
             "other_pairs": [pair.sentence for pair in comparison.pairs if pair.first],
             "silent": [name for name, run in zip(names, comparison.runs, strict=True)
@@ -110,9 +109,10 @@ def _runs_table(comparison: Comparison, names: Sequence[str]) -> dict[str, Any]:
     rows = []
     for name, run, test_set in zip(names, comparison.runs, comparison.test_sets, strict=True):
         params = [run.params.get(param, "-") for param in comparison.differing]
-        rows.append([name, run.id[:8], *([test_set] if sets else []), *params, *metric_cells(run)])
-    header = ["run", "id", *sets, *comparison.differing, *METRIC_HEADER]
-    return {"header": header, "rows": rows, "num_texts": len(header) - len(METRIC_HEADER)}
+        metrics = metric_cells(run)
+        rows.append([name, run.id[:8], *([test_set] if sets else []), *metrics, *params])
+    header = ["run", "id", *sets, *METRIC_HEADER, *comparison.differing]
+    return {"header": header, "rows": rows, "num_texts": 2 + len(sets)}
 
 
 def _matrix(comparison: Comparison) -> list[list[dict[str, str]]]:
@@ -129,7 +129,8 @@ def _matrix(comparison: Comparison) -> list[list[dict[str, str]]]:
 
 
 def _cell(pair: Pair, better: int) -> dict[str, str]:
-    text = p_text(pair.p_adjusted) if pair.num_common else "none"
+    p = pair.p_adjusted
+    text = "none" if not pair.num_common else "< 0.001" if p < 0.001 else f"{p:.3f}"
     return {
         "text": {1: "+ ", -1: "\N{MINUS SIGN} "}.get(better, "") + text,
         "kind": {1: "better", -1: "worse"}.get(better, "quiet"),
@@ -151,8 +152,8 @@ def _curves(comparison: Comparison) -> list[dict[str, str]]:
 def _costs(comparison: Comparison, names: Sequence[str]) -> list[dict[str, Any]]:
     found = []
     for key, name, one in (
-        ("model/parameters", "parameters", "fewer parameters"),
-        ("train/seconds", "training time, seconds", "less training time"),
+        ("model/parameters", "parameters", "no more parameters"),
+        ("train/seconds", "training time, seconds", "no more training time"),
     ):
         costs = [run.metrics.get(key, float("nan")) for run in comparison.runs]
         fronts = charts.fronts(comparison, costs)
@@ -162,7 +163,7 @@ def _costs(comparison: Comparison, names: Sequence[str]) -> list[dict[str, Any]]
             unit = " parameters" if key == "model/parameters" else " s"
             words = [
                 {
-                    "where": "" if comparison.one_set else f"on test set {test_set}, ",
+                    "where": "" if comparison.one_set else f"test set {test_set}: ",
                     "runs": "; ".join(
                         f"{names[i]} ({costs[i]:{form}}{unit}, {comparison.runs[i].accuracy:.3f})"
                         for i in front
@@ -207,7 +208,7 @@ def _classes(comparison: Comparison) -> dict[str, Any]:
                 "spread": f"{spread[label]:.2f}",
                 "cells": [
                     {"text": "-" if np.isnan(value) else f"{value:.2f}",
-                     "shade": 0 if np.isnan(value) else round(0.5 * float(1 - value), 3)}
+                     "shade": 0 if np.isnan(value) else round(0.6 * float(1 - value) ** 0.5, 3)}
                     for value in table.loc[label]
                 ],
             }

@@ -152,7 +152,7 @@ def as_json(comparison: Comparison) -> str:
 def write_csv(comparison: Comparison, file: TextIO) -> None:
     """A row a run: id, name, test set, all parameters that differ, and the metrics."""
     names = list(comparison.differing)
-    rows = [
+    rows: list[list[Any]] = [
         [run.id, run.name, test_set, *(run.params.get(name, "") for name in names),
          *(run.metrics.get(f"test/{name}", "") for name in METRICS),
          run.metrics.get("model/parameters", ""), run.metrics.get("train/seconds", "")]
