@@ -231,7 +231,8 @@ def differing_params(params: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
     values = {name: {one.get(name) for one in params} for name in names}
     # Where a value is missing the run is older than the parameter, which says little.
     known = {name: len(values[name] - {None}) for name in names}
-    return tuple(sorted((n for n in names if len(values[n]) > 1), key=lambda name: (-known[name], name == SEED)))
+    differing = [name for name in names if len(values[name]) > 1]
+    return tuple(sorted(differing, key=lambda name: (-known[name], name == SEED)))
 
 
 def seed_groups(runs: Sequence[Run], latest_first: Sequence[int]) -> tuple[Group, ...]:
@@ -284,7 +285,10 @@ def disagreements(runs: Sequence[Run]) -> pd.DataFrame:
         run: what it says, NaN where it was not tested on the image.
     """
     table = _by_image(runs, "prediction", _key(runs))
-    codes = np.stack([table[i].map(_codes(table)).to_numpy(float) for i in table], axis=1)
+    if table.empty:
+        return table
+    numbers = _codes(table)
+    codes = np.stack([table[i].map(numbers).to_numpy(float) for i in table], axis=1)
     num_tested = (~np.isnan(codes)).sum(axis=1)
     # One minus the chance that two of the runs, drawn with replacement, say the same.
     same = np.zeros(len(codes))

@@ -244,7 +244,7 @@ def _compact(value: float) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
-    return f"{value:g}"
+    return f"{value:.3g}"
 
 
 def _legend(

@@ -32,6 +32,8 @@ from cnnpipe.evaluation.comparison_table import (
 _MOST_PICTURES = 32
 _MOST_CLASSES = 20
 _MOST_IN_MATRIX = 12
+_MOST_SENTENCES = 11
+"""So many are shown at once, the others on demand."""
 _MOST_NAMED = 4
 """So many runs are named under a picture with what each says; of more, how many say what."""
 
@@ -44,6 +46,8 @@ def page(comparison: Comparison, images: Path) -> str:
         images: data/resized, for the pictures; it may be another one, or not be there.
     """
     names = [f"{i + 1}. {label}" for i, label in enumerate(comparison.labels)]
+    against_best = [pair for pair in comparison.pairs if pair.first == 0]
+    others = [pair for pair in comparison.pairs if pair.first]
     return pages.render(
         "compare.html",
         {
@@ -54,8 +58,8 @@ def page(comparison: Comparison, images: Path) -> str:
             "matrix": _matrix(comparison),
             "set_note": set_note(comparison),
             "pairs_note": PAIRS_NOTE if len(comparison.pairs) > 1 else "",
-            "against_best": [pair.sentence for pair in comparison.pairs if pair.first == 0],
-            "other_pairs": [pair.sentence for pair in comparison.pairs if pair.first],
+            "against_best": [pair.sentence for pair in against_best[:_MOST_SENTENCES]],
+            "other_pairs": [pair.sentence for pair in against_best[_MOST_SENTENCES:] + others],
             "silent": [name for name, run in zip(names, comparison.runs, strict=True)
                        if run.predictions is None],
             "curves": _curves(comparison),
@@ -88,19 +92,19 @@ def _answer(comparison: Comparison) -> str:
     if len(comparison.runs) == 1:
         return f"One run, {best}: nothing to compare it with."
     where = "" if comparison.one_set else f" on test set {comparison.test_sets[0]}"
-    tested = [pair for pair in comparison.pairs if pair.first == 0 and pair.num_common]
-    beaten = sum(pair.better > 0 for pair in tested)
     text = f"The best{where} is {best}."
+    tested = [pair for pair in comparison.pairs if pair.first == 0 and pair.same_set]
+    beaten = sum(pair.better > 0 for pair in tested)
     if not tested:
-        return f"{text} It shares no test image with another run."
+        return text
     if beaten == len(tested):
-        them = "the other" if beaten == 1 else f"all {beaten} that it was tested against"
-        return f"{text} It beats {them} by more than luck explains."
+        them = "the other" if beaten == 1 else f"all {beaten} others"
+        return f"{text} It beats {them}{where} by more than luck explains."
     if not beaten:
         return f"{text} Its lead may be luck."
     return (
-        f"{text} It beats {beaten} of the {len(tested)} that it was tested against by more than "
-        "luck explains; its lead over the others may be luck."
+        f"{text} It beats {beaten} of the {len(tested)} others{where} by more than luck explains; "
+        "its lead over the rest may be luck."
     )
 
 
