@@ -381,8 +381,8 @@ def test_compare_as_json_is_json_and_nothing_else_whatever_is_written_besides(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tracked)
     page, table = tmp_path / "folder" / "page.html", tmp_path / "table.csv"
-    assert run("compare", "bad", "good \x1b[31m", "--json", "--html", str(page), "--csv", str(table),
-               params=None) == 0  # fmt: skip
+    files = ("--html", str(page), "--csv", str(table))
+    assert run("compare", "bad", "good \x1b[31m", "--json", *files, params=None) == 0
     output = capsys.readouterr()
     content = json.loads(output.out)
     assert [found["name"] for found in content["runs"]] == ["good \x1b[31m", "bad"]

@@ -85,7 +85,7 @@ def test_holm_keeps_the_order_and_lies_between_raw_and_bonferroni(p_values: list
 
 def test_the_pareto_front_keeps_ties_and_leaves_out_what_is_beaten_in_one_alone() -> None:
     costs = [1, 1, 2, 2, 3, 3, np.nan]
-    scores = [0.5, 0.5, 0.5, 0.7, 0.6, 0.9, 1.0]
+    scores = [0.5, 0.5, 0.6, 0.7, 0.6, 0.9, 1.0]
     assert pareto_front(costs, scores).tolist() == [True, True, False, True, False, True, False]
 
 
@@ -138,6 +138,9 @@ def test_an_image_with_another_label_is_another_and_copies_count_once() -> None:
     second = pd.concat([second, second])
     (pair,) = compare([make_run(0, table=first), make_run(1, table=second, test_hash="b")]).pairs
     assert (pair.num_common, pair.only_first, pair.only_second) == (2, 0, 0)
+    both = pd.concat([first, first.assign(label="dog")])
+    (pair,) = compare([make_run(0, table=both), make_run(1, table=second, test_hash="b")]).pairs
+    assert pair.num_common == 4
 
 
 def test_older_runs_without_checksums_are_matched_by_path() -> None:
@@ -225,12 +228,12 @@ def test_runs_that_differ_in_their_seed_alone_are_summarised() -> None:
 
 def test_of_a_seed_that_was_run_twice_the_latest_counts() -> None:
     runs = [
-        make_run(0, "1111", params={"base.seed": 1}),
-        make_run(1, "0000", params={"base.seed": 1}),
-        make_run(2, "1100", params={"base.seed": 2}),
+        make_run(0, "1110", params={"base.seed": 1}),
+        make_run(1, "1000", params={"base.seed": 1}),
+        make_run(2, "1111", params={"base.seed": 2}),
     ]
     (group,) = compare(runs).groups
-    assert (group.num_runs, group.mean) == (2, 0.75)
+    assert (group.num_runs, group.mean) == (2, 0.875)
     assert compare(runs[:2]).groups == ()
 
 
