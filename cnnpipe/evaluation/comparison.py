@@ -57,9 +57,9 @@ class Pair:
     p: float
     """Of the exact McNemar test, two-sided."""
     p_adjusted: float
-    """For all pairs of the comparison, after Holm."""
+    """After Holm, for all pairs on one test set, or all pairs across test sets."""
     num_tested: int
-    """How many pairs that is."""
+    """How many pairs those are."""
     names: tuple[str, str]
 
     @property
@@ -186,7 +186,10 @@ def mcnemar(only_first: int, only_second: int) -> float:
     percentages" (1947), in its exact form: each of these images is a fair coin.
     """
     discordant = only_first + only_second
-    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    if not discordant:
+        return 1.0
+    tail = binomtest(min(only_first, only_second), discordant, alternative="less").pvalue
+    return min(1.0, 2 * float(tail))  # the other tail is as large, a fair coin being symmetric
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -338,9 +341,9 @@ def _pairs(runs: Sequence[Run], labels: Sequence[str]) -> tuple[Pair, ...]:
     """All pairs of runs that kept their predictions, in the order of the runs."""
     tested = [i for i, run in enumerate(runs) if run.predictions is not None]
     by_sha256 = [i for i in tested if _key([runs[i]]) == "sha256"]
-    counts = {"path": _counts(runs, tested, "path")}
-    if by_sha256:
-        counts["sha256"] = _counts(runs, by_sha256, "sha256")
+    counts = {"sha256": _counts(runs, by_sha256, "sha256")}
+    if by_sha256 != tested:
+        counts["path"] = _counts(runs, tested, "path")
     found: list[dict[str, Any]] = []
     for first, second in combinations(tested, 2):
         key = _key([runs[first], runs[second]])
@@ -352,11 +355,16 @@ def _pairs(runs: Sequence[Run], labels: Sequence[str]) -> tuple[Pair, ...]:
             "only_second": int(only[second, first]), "names": (labels[first], labels[second]),
         })  # fmt: skip
     p_values = [mcnemar(pair["only_first"], pair["only_second"]) for pair in found]
-    # Pairs without a common image were not tested.
-    testable = [i for i, pair in enumerate(found) if pair["num_common"]]
-    adjusted = dict(zip(testable, holm([p_values[i] for i in testable]), strict=True))
+    adjusted, num_tested = dict.fromkeys(range(len(found)), 1.0), {}
+    # Pairs of one test set are a family of their own: many others, which share but a few images,
+    # would only hide what these show. Pairs without a common image are not tested at all.
+    for same in (True, False):
+        family = [i for i, pair in enumerate(found) if pair["num_common"]
+                  and pair["same_set"] == same]  # fmt: skip
+        adjusted |= zip(family, holm([p_values[i] for i in family]), strict=True)
+        num_tested[same] = len(family)
     return tuple(
-        Pair(p=p, p_adjusted=adjusted.get(i, 1.0), num_tested=len(testable), **pair)
+        Pair(p=p, p_adjusted=adjusted[i], num_tested=num_tested[pair["same_set"]], **pair)
         for i, (pair, p) in enumerate(zip(found, p_values, strict=True))
     )
 

@@ -30,7 +30,7 @@ def as_text(comparison: Comparison, width: int) -> str:
     if best:
         lines += ["", f"the best against the others{set_note(comparison)}:"]
         lines += [f"- {printable(pair.sentence)}" for pair in best]
-        if best[0].num_tested > 1:
+        if max(pair.num_tested for pair in best) > 1:
             lines.append(f"({PAIRS_NOTE})")
     silent = [label for label, run in zip(comparison.labels, comparison.runs, strict=True)
               if run.predictions is None]  # fmt: skip
@@ -49,7 +49,7 @@ def as_text(comparison: Comparison, width: int) -> str:
 
 PAIRS_NOTE = (
     "each pair is tested on its own, by McNemar's exact test; the words follow the p-value that is "
-    "adjusted for the number of pairs, after Holm"
+    "adjusted, after Holm, for the number of pairs on one test set, or of those across test sets"
 )
 
 
