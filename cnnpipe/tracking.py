@@ -555,9 +555,8 @@ def read_history(run_id: str, keys: Sequence[str]) -> pd.DataFrame:
     Raises:
         RunFailed: the tracker cannot be reached.
     """
-    _connect_to_read()
     with _reading():
-        client = mlflow.MlflowClient()
+        client = mlflow.MlflowClient(_uri())
         columns = {
             key: {point.step: point.value for point in client.get_metric_history(run_id, key)}
             for key in keys
@@ -574,12 +573,14 @@ def read_predictions(run_id: str) -> pd.DataFrame | None:
     Raises:
         RunFailed: the tracker cannot be reached.
     """
-    _connect_to_read()
     columns = ("path", "label", "sha256", "prediction")
     with TemporaryDirectory() as folder:
         try:
             file = mlflow.artifacts.download_artifacts(
-                run_id=run_id, artifact_path="test/predictions.csv", dst_path=folder
+                run_id=run_id,
+                artifact_path="test/predictions.csv",
+                dst_path=folder,
+                tracking_uri=_uri(),
             )
         except (*_FAILURES, ValueError):
             _check_answers()  # else it is the file that is not there

@@ -156,8 +156,8 @@ def _curves(comparison: Comparison) -> list[dict[str, str]]:
 def _costs(comparison: Comparison, names: Sequence[str]) -> list[dict[str, Any]]:
     found = []
     for key, name, one in (
-        ("model/parameters", "parameters", "no more parameters"),
-        ("train/seconds", "training time, seconds", "no more training time"),
+        ("model/parameters", "parameters", "fewer parameters"),
+        ("train/seconds", "training time, seconds", "less training time"),
     ):
         costs = [run.metrics.get(key, float("nan")) for run in comparison.runs]
         fronts = charts.fronts(comparison, costs)
@@ -187,12 +187,11 @@ def _groups(comparison: Comparison) -> dict[str, Any] | None:
     numbered = len(params) != 1  # the chart cannot say more than a number
     rows = []
     for i, group in enumerate(comparison.groups):
-        members = ", ".join(str(member + 1) for member in group.members)
         seeds = ", ".join(comparison.runs[member].params.get(SEED, "-") for member in group.members)
-        rows.append([*([str(i + 1)] if numbered else []), *group_cells(group), seeds, members])
+        rows.append([*([str(i + 1)] if numbered else []), *group_cells(group), seeds])
     return {
         "header": [*(["group"] if numbered else []), *params, "mean accuracy", "sd", "runs",
-                   "seeds", "which"],
+                   "seeds"],
         "rows": rows,
         "num_texts": len(params) + numbered,
         "src": pages.chart(charts.seeds(comparison)),
