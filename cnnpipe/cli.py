@@ -212,8 +212,9 @@ def _compare(args: argparse.Namespace) -> int:
     if args.html:
         from cnnpipe.evaluation import comparison_page
 
+        page = comparison_page.page(compared, Path("data/resized"))
         with _written(args.html) as file:
-            file.write(comparison_page.page(compared, Path("data/resized")))
+            file.write(page)
         print(f"\nthe page is {printable(args.html)}: open it in a browser", file=said)
     return 0
 
