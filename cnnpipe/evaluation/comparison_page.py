@@ -207,7 +207,7 @@ def _classes(comparison: Comparison) -> dict[str, Any]:
         "num_classes": len(table),
         "rows": [
             {
-                "label": label,
+                "label": _line(str(label)),
                 "spread": f"{spread[label]:.2f}",
                 "cells": [
                     {"text": "-" if np.isnan(value) else f"{value:.2f}",
@@ -225,10 +225,18 @@ def _images(comparison: Comparison, folder: Path) -> dict[str, Any]:
     shown = table.head(_MOST_PICTURES)
     keys = [str(key) for key in shown.index.get_level_values(0)]
     found, missing = _pictures(keys, shown.index.names[0] == "sha256", folder)
-    by_path = shown.index.names[0] == "path"
+    wanted = set(keys)
+    paths = {
+        key: path
+        for run in reversed(comparison.runs)
+        if run.predictions is not None
+        for key, path in zip(run.predictions[shown.index.names[0]], run.predictions["path"],
+                             strict=True)
+        if key in wanted
+    }  # fmt: skip
     items = []
     for (key, label), src, (_, said) in zip(shown.index, found, shown.iterrows(), strict=True):
-        name = "" if src else key if by_path else f"sha256 {key[:12]}"
+        name = "" if src else _line(paths[key])
         alt = f"an image of {label}" if src else "no picture"
         items.append({"src": src, "alt": alt, "caption": _caption(str(label), said, name)})
     return {"num": len(table), "shown": items, "missing": missing}

@@ -406,4 +406,4 @@ def test_images_that_are_not_there_are_named_and_that_is_said(resized: Path) -> 
         assert why in found["missing"]
         (item,) = found["shown"]
         assert item["src"] is None
-        assert item["caption"].startswith("sha256 000000000000\nis cat")
+        assert item["caption"].startswith("test/1.png\nis cat")
