@@ -9,11 +9,14 @@ import gc
 import importlib
 import json
 import os
+import shutil
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from cnnpipe import __version__
 from cnnpipe.errors import RunFailed, UserError, printable
@@ -77,7 +80,7 @@ def _command(arguments: list[str]) -> int:
     args = _parser().parse_args(arguments)
     if args.command in STAGES:
         return _stage(args.command)
-    functions = {"summary": _summary, "predict": _predict, "up": _up}
+    functions = {"summary": _summary, "predict": _predict, "compare": _compare, "up": _up}
     return functions[args.command](args)
 
 
@@ -109,6 +112,23 @@ def _parser() -> argparse.ArgumentParser:
         "(default: %(default)s)",
     )
     predict.add_argument("--csv", metavar="FILE", help="write there instead of to stdout")
+    compare = commands.add_parser(
+        "compare",
+        help="show runs side by side, and which is better",
+        description="Evaluated runs side by side: the parameters that differ, the metrics with "
+        "their intervals, and whether a difference is more than luck.",
+    )
+    compare.add_argument(
+        "runs", nargs="*", metavar="RUN",
+        help="the id of an MLflow run, 6 digits of it or more, or the name of a run or DVC "
+        "experiment (default: the last ten)",
+    )  # fmt: skip
+    compare.add_argument(
+        "--html", metavar="FILE",
+        help="write a page there: curves, costs, classes, the images they disagree on",
+    )  # fmt: skip
+    compare.add_argument("--csv", metavar="FILE", help="write the table there")
+    compare.add_argument("--json", action="store_true", help="print JSON instead of the table")
     up = commands.add_parser("up", help="start the MLflow and Prefect servers; Ctrl-C stops both")
     up.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s")
     up.add_argument("--prefect-port", type=int, default=4200, help="default: %(default)s")
@@ -166,6 +186,58 @@ def _predict(args: argparse.Namespace) -> int:
 
         model = find_model_file(model)
     return predict_paths(Predictor.load(model), args.paths, args.csv)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from cnnpipe import tracking
+    from cnnpipe.evaluation import comparison, comparison_table
+
+    curves = ("train/loss", "val/loss", "val/accuracy") if args.html else ()
+    runs = [
+        comparison.Run(
+            run.id, run.name, run.params, run.metrics, run.tags.get("test_hash", ""),
+            tracking.read_predictions(run.id), tracking.read_history(run.id, curves),
+        )
+        for run in tracking.find_runs(args.runs)
+    ]  # fmt: skip
+    compared = comparison.compare(runs)
+    if args.json:
+        print(comparison_table.as_json(compared))
+    else:
+        width = shutil.get_terminal_size(fallback=(160, 24)).columns
+        print(comparison_table.as_text(compared, width))
+    said = sys.stderr if args.json else sys.stdout
+    if args.csv:
+        with _written(args.csv) as file:
+            comparison_table.write_csv(compared, file)
+        print(f"\nthe table is in {printable(args.csv)}", file=said)
+    if args.html:
+        from cnnpipe.evaluation import comparison_page
+
+        page = comparison_page.page(compared, Path("data/resized"))
+        with _written(args.html) as file:
+            file.write(page)
+        print(f"\nthe page is {printable(args.html)}: open it in a browser", file=said)
+    return 0
+
+
+@contextmanager
+def _written(path: str) -> Iterator[TextIO]:
+    """A file to write to, which takes its place when it is whole.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    from cnnpipe.workspace import whole_file
+
+    try:
+        with (
+            whole_file(path) as part,
+            part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            yield file
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _up(args: argparse.Namespace) -> int:

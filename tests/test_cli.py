@@ -64,7 +64,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in (*cli.STAGES, "summary", "predict", "up"):
+    for command in (*cli.STAGES, "summary", "predict", "compare", "up"):
         assert command in done.stdout
 
 
@@ -332,3 +332,75 @@ def test_an_archive_of_one_class(
     text = f"download: {{source: url, url: 'http://127.0.0.1/a.zip', sha256: '{'0' * 64}'}}"
     assert run("download", params=text) == 2
     assert "a.zip: holds only one class" in only_line(capsys)
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store of three evaluated runs, one of them of another test set."""
+    from cnnpipe import tracking
+
+    folder = tmp_path_factory.mktemp("tracked")
+    predictions = folder / "predictions.csv"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME"):
+            patch.delenv(name, raising=False)
+        for number, (name, test_hash, right) in enumerate(
+            [("good \x1b[31m", "a", 20), ("bad", "a", 8), ("else", "b", 12)]
+        ):
+            said = ["NA"] * right + ["<b>"] * (20 - right)
+            first = 100 if test_hash == "b" else 0
+            rows = [f"{i}.png,NA,{i + first:064x},{label}" for i, label in enumerate(said)]
+            predictions.write_text("\n".join(["path,label,sha256,prediction", *rows]) + "\n")
+            with tracking.start_run(name, {"test_hash": test_hash}) as run:
+                run.log_params({"model.filters": 5 * (number + 1), "base.seed": 1})
+                for epoch in (1, 2):
+                    run.log_metrics({"val/loss": 1 / epoch, "val/accuracy": 0.5}, step=epoch)
+                run.log_metrics({"test/accuracy": right / 20, "test/num_images": 20})
+                run.log_file(predictions, "test")
+    return folder
+
+
+def test_compare_shows_runs_best_first_within_a_test_set(
+    tracked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tracked)
+    assert run("compare", params=None) == 0
+    output = capsys.readouterr()
+    assert output.err == "" and "\x1b" not in output.out
+    lines = output.out.splitlines()
+    assert lines[0].startswith("warning: the runs were tested on 2 different test sets")
+    assert [line.split("  ")[0] for line in lines[4:7]] == ["good \\x1b[31m", "bad", "else"]
+    assert "good \\x1b[31m is better, more than luck explains (p = 0.00049)" in output.out
+    assert "good \\x1b[31m and else have no test image in common" in output.out
+
+
+def test_compare_as_json_is_json_and_nothing_else_whatever_is_written_besides(
+    tracked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tracked)
+    page, table = tmp_path / "folder" / "page.html", tmp_path / "table.csv"
+    files = ("--html", str(page), "--csv", str(table))
+    assert run("compare", "bad", "good \x1b[31m", "--json", *files, params=None) == 0
+    output = capsys.readouterr()
+    content = json.loads(output.out)
+    assert [found["name"] for found in content["runs"]] == ["good \x1b[31m", "bad"]
+    assert str(page) in output.err and str(table) in output.err
+    assert "run 2: &lt;b&gt; ✗" in page.read_text() and "run 2: <b>" not in page.read_text()
+    assert table.read_text().startswith("run,name,test_set,model.filters,test/accuracy,")
+
+
+def test_compare_says_in_one_line_what_it_cannot_do(
+    tracked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("compare", params=None) == 2
+    assert "no evaluated run yet: run `dvc repro`" in only_line(capsys)
+    monkeypatch.chdir(tracked)
+    assert run("compare", "nobody\nhere", params=None) == 2
+    assert "nobody\\nhere: no such run" in only_line(capsys)
+    assert run("compare", "good \x1b[31m", "--html", "predictions.csv/x", params=None) == 2
+    assert "predictions.csv/x: cannot be written: " in capsys.readouterr().err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert run("compare", params=None) == 1
+    assert "no MLflow server answers there" in only_line(capsys)
