@@ -703,12 +703,15 @@ def _finished(run: mlflow.entities.Run) -> FinishedRun:
 
 
 def prepare_store() -> str:
-    """Makes the default store and the experiment where they are missing; the store's URI.
+    """Makes the default store, the experiment and its view where they are missing; the store's URI.
 
     Raises:
         RunFailed: the tracker cannot be reached.
     """
-    _connect()
+    experiment_id = _connect()
+    client = mlflow.MlflowClient()
+    if sweep_view.KEY not in client.get_experiment(experiment_id).tags:
+        client.set_experiment_tag(experiment_id, sweep_view.KEY, sweep_view.view())
     return str(mlflow.get_tracking_uri())
 
 
@@ -822,13 +825,6 @@ def _connect(make: bool = True) -> str:
                 raise UserError(
                     f"{_shown(uri)}: the MLflow experiment {EXPERIMENT!r} was deleted: restore it "
                     f"with `mlflow experiments restore -x {experiment.experiment_id}`"
-                )
-            if (
-                sweep_view.KEY not in experiment.tags
-            ):  # it was made by hand, or before there was one
-                client = mlflow.MlflowClient()
-                client.set_experiment_tag(
-                    experiment.experiment_id, sweep_view.KEY, sweep_view.view()
                 )
             return str(experiment.experiment_id)
     except _FAILURES as error:
