@@ -59,7 +59,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
                           color="white" if shares[row, column] > 0.5 else "black")  # fmt: skip
     # Beyond 150 classes not every name has room.
     shown = range(0, size, -(-size // 150))
-    names = [_short(class_names[i]) for i in shown]
+    names = [short_name(class_names[i]) for i in shown]
     slanted = size > 3 or max(map(len, names)) > 8
     axes.set_xticks(shown, names, rotation=90 if size > 30 else 45 if slanted else 0,
                     ha="center" if size > 30 or not slanted else "right",
@@ -99,7 +99,7 @@ def picture_grid(images: np.ndarray, captions: Sequence[str], title: str) -> Fig
 
 def sample_captions(labels: Sequence[str]) -> list[str]:
     """The class names as captions."""
-    return [_short(label) for label in labels]
+    return [short_name(label) for label in labels]
 
 
 def mistake_captions(
@@ -107,12 +107,13 @@ def mistake_captions(
 ) -> list[str]:
     """What each image is and what it was taken for."""
     return [
-        f"{_short(label)}\ntaken for\n{_short(prediction)}, {confidence:.0%}"
+        f"{short_name(label)}\ntaken for\n{short_name(prediction)}, {confidence:.0%}"
         for label, prediction, confidence in zip(labels, predictions, confidences, strict=True)
     ]
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """A class's name in at most 16 characters, all of which matplotlib can draw."""
     name = " ".join(name.split())
     name = "".join(c if ord(c) in _glyphs() else "?" for c in name)
     return name if len(name) <= 16 else name[:15] + "…"
