@@ -22,6 +22,7 @@ from cnnpipe.data.resizer import prepare
 from cnnpipe.errors import UserError, printable
 from cnnpipe.evaluation import explanation, lessons, pages
 from cnnpipe.evaluation.explanation import Activation
+from cnnpipe.evaluation.figures import short_name
 from cnnpipe.network import geometry
 from cnnpipe.network.classifier import Classifier
 from cnnpipe.network.geometry import output_size, size_sum
@@ -150,7 +151,7 @@ def _content(classifier: Classifier, image: np.ndarray, drawn: _Pictures) -> dic
     size = classifier.preparation.size
     return {
         "answer": printable(names[answer.index]),
-        "probability": f"{answer.probabilities[answer.index]:.1%}",
+        "probability": lessons.percent(answer.probabilities[answer.index]),
         "architecture": classifier.model.architecture,
         "model": classifier.model,
         "size": size,
@@ -177,7 +178,7 @@ def _matrix(
     return {
         "image": drawn.add(
             "1-image",
-            lessons.framed_image(image, {f"{side} x {side} pixels": (top, left, side)}),
+            lessons.framed_image(image, top, left, side),
             f"the image at {settings.size} x {settings.size} pixels, a square marked in it",
         ),
         "crops": [
@@ -212,22 +213,25 @@ def _convolution(
     channels = lessons.channel_names(image.shape[2])
     f = filters.weights.shape[2]
     size = classifier.preparation.size
-    place = (worked.here.top, worked.here.left, f)
     layer = layers[0].layer
     rows = [
-        [step, f"row {one.top}, column {one.left}", *(f"{v:+.3f}" for v in one.sums),
-         f"{filters.bias[worked.index]:+.3f}", f"{one.total:+.3f}", f"{max(0.0, one.total):.3f}"]
+        [step, f"{one.top}, {one.left}", *(f"{v:+z.3f}" for v in one.sums),
+         f"{filters.bias[worked.index]:+z.3f}", f"{one.total:+z.3f}", f"{max(0.0, one.total):.3f}"]
         for step, one in (("here", worked.here),
                           *((f"stride {k}", v) for k, v in worked.next.items()))
     ]  # fmt: skip
-    sizes = [
-        [f"stride {stride}", padding, size_sum(size, f, stride, padding)]
-        for stride in (1, 2)
-        for padding in ("valid", "same")
+    ways: list[tuple[int, geometry.Padding]] = [
+        (stride, padding) for stride in (1, 2) for padding in ("valid", "same")
     ]
+    used = None
     if isinstance(layer, geometry.Convolution):
-        sizes.append([f"stride {layer.stride}", f"{layer.padding} (this network)",
-                      layer.formula((len(pixels), size, size))])  # fmt: skip
+        used = layer.stride, layer.padding
+        ways += [used] if used not in ways else []
+    sizes = [
+        [f"stride {stride}", f"{padding}{', this network' if (stride, padding) == used else ''}",
+         size_sum(size, f, stride, padding)]
+        for stride, padding in ways
+    ]  # fmt: skip
     small = f + 2
     return {
         "own": own is not None,
@@ -235,11 +239,11 @@ def _convolution(
         "num_filters": len(filters.weights),
         "filter": worked.index + 1,
         "num_products": worked.here.products.size,
-        "total": f"{worked.here.total:+.3f}",
-        "sums": " ".join(f"{v:+.3f}" for v in worked.here.sums),
-        "bias": f"{filters.bias[worked.index]:+.3f}",
+        "total": f"{worked.here.total:+z.3f}",
+        "sums": " ".join(f"{v:+z.3f}" for v in worked.here.sums),
+        "bias": f"{filters.bias[worked.index]:+z.3f}",
         "patch": drawn.add("2-patch",
-                           lessons.framed_image(image, {f"{f} x {f} pixels": place}),
+                           lessons.framed_image(image, worked.here.top, worked.here.left, f),
                            "the image, the patch under the filter marked"),
         "products": [
             drawn.add(f"2-products-{name}", lessons.products(worked, c, name),
@@ -248,7 +252,7 @@ def _convolution(
         ],
         "next": drawn.add("2-next-place", lessons.next_places(image, worked),
                           "the patch, and the filter's next places with stride 1 and 2"),
-        "header": ["", "place", *channels, "bias", "sum", "after ReLU"],
+        "header": ["", "row, column", *channels, "bias", "sum", "after ReLU"],
         "rows": rows,
         "paddings": [
             drawn.add(f"2-padding-{padding}",
@@ -279,7 +283,7 @@ def _filters(
         found = explanation.templates(classifier, pixels, _MOST_MAPS)
         names = _unit_names(classifier, layers)
         pairs = [
-            (f"{lessons.short_name(names[one.unit])}: {one.products.sum():+.2f}",
+            (f"{short_name(names[one.unit])}: {one.products.sum():+z.2f}",
              one.weights, one.products.sum(axis=0))
             for one in found
         ]  # fmt: skip
@@ -293,8 +297,12 @@ def _filters(
         scale = f"{largest:.2f}"
     return {
         "classic": classic,
-        "learned": drawn.add("3-learned", lessons.filters_and_maps(pairs, largest),
-                             "each learned filter as a picture, beside its response"),
+        "learned": [
+            drawn.add(f"3-learned-{start // 6 + 1}",
+                      lessons.filters_and_maps(pairs[start : start + 6], largest),
+                      "learned filters as pictures, each beside its map")
+            for start in range(0, len(pairs), 6)
+        ],
         "shown": len(pairs), "total": total, "scale": scale,
     }  # fmt: skip
 
@@ -319,8 +327,8 @@ def _layers(
         match one.layer:
             case geometry.Convolution() | geometry.Residual():
                 # The same filters and the same colours until the next convolution.
-                after = next((later for later in layers[i:]
-                              if isinstance(later.layer, geometry.Relu | geometry.Residual)), one)  # fmt: skip
+                ends = (geometry.Relu, geometry.Residual)
+                after = next(later for later in layers[i:] if isinstance(later.layer, ends))
                 channels = explanation.most_active(after.values, _MOST_MAPS)
                 largest = lessons.scale_of(np.concatenate([a.values.ravel() for a in (one, after)]))
             case geometry.Dropout() | geometry.Flatten() | geometry.Dense(name="dense"):
@@ -333,13 +341,13 @@ def _layers(
         else:
             figure = lessons.maps(values, channels, largest)
             num = len(channels)
-        size = size_text(one.values.shape)  # type: ignore[arg-type]
-        note = f"the {num} of {len(values)} that are most active" if num < len(values) else "all"
+        size = size_text(one.values.shape)
+        note = f"the {num} of {len(values)} that are most active" if num < len(values) else ""
         kind = type(one.layer).__name__
         shown.append({
             "name": name, "kind": kind, "size": size,
             "picture": drawn.add(f"4-{name}", figure, f"{name}: {size}",
-                                 f"{name}: {size}\n{note}"),
+                                 f"{name}: {size}\n{note}".strip()),
         })  # fmt: skip
         if isinstance(one.layer, geometry.Residual):
             parts = explanation.inside_residual(classifier, name, layers[i - 1].values)
@@ -355,7 +363,8 @@ def _layers(
                     f"4-{name}-inside",
                     lessons.named_maps({titles[key]: parts[key][channel] for key in titles}),
                     f"what happens inside {name}",
-                    f"inside {name}, map {channel + 1}; ReLU then takes the blue away",
+                    f"inside {name}, map {channel + 1}, in colours of its own scale; "
+                    "ReLU then takes the blue away",
                 ),
             })  # fmt: skip
     return {"shown": shown, **_pooling(classifier, pixels, layers, drawn)}
@@ -426,12 +435,12 @@ def _decision(
             "the probability of each class",
             "" if len(order) == len(names) else f"the {len(order)} most probable of {len(names)}",
         ),
-        "lead": f"{answer.lead:+.2f}",
+        "lead": f"{answer.lead:+z.2f}",
         "exact": None,
     }
     exact = explanation.evidence(classifier, pixels, layers, answer.index)
     if exact is not None:
-        by_filter = exact.maps.sum(axis=(1, 2))
+        by_place, by_filter = exact.maps.sum(axis=0), exact.maps.sum(axis=(1, 2))
         strongest = np.argsort(-np.abs(by_filter), kind="stable")[:_MOST_MAPS]
         first = exact.after == "input"
         channels = lessons.channel_names(image.shape[2])
@@ -444,28 +453,28 @@ def _decision(
             bars[f"other {rest}"] = float(by_filter.sum() - sum(bars.values()))
         bars["bias"] = exact.bias
         result["exact"] = {
-            "map": drawn.add("5-evidence", lessons.heat(image, exact.maps.sum(axis=0), exact.extent),
+            "map": drawn.add("5-evidence", lessons.heat(image, by_place, exact.extent),
                              "the evidence over the image",
                              "exact evidence, all maps together"),
             "bars": drawn.add("5-evidence-by-map", lessons.bars(list(bars), list(bars.values())),
                               "the evidence of each feature map", "the same, by map"),
-            "sum": f"{by_filter.sum():+.3f}",
-            "bias": f"{exact.bias:+.3f}",
-            "total": f"{by_filter.sum() + exact.bias:+.3f}",
+            "sum": f"{by_filter.sum():+z.3f}",
+            "bias": f"{exact.bias:+z.3f}",
+            "total": f"{by_filter.sum() + exact.bias:+z.3f}",
             "after": exact.after,
             "num_values": exact.maps.size,
             "best": max(bars, key=lambda name: bars[name]),
-            "best_value": f"{max(bars.values()):+.2f}",
+            "best_value": f"{max(bars.values()):+z.2f}",
         }  # fmt: skip
     gradients = explanation.integrated_gradients(classifier, image, answer.index)
     result |= {
         "gradients": drawn.add("5-pixels", lessons.heat_of_pixels(image, gradients.map),
                                "what each pixel adds, over the image",
                                "integrated gradients, summed in small cells"),
-        "gradients_sum": f"{gradients.map.sum():+.3f}",
-        "lead_of_mean": f"{gradients.lead_of_mean:+.3f}",
-        "lead_exact": f"{gradients.lead:+.3f}",
-        "missing": f"{gradients.missing:+.3f}",
+        "gradients_sum": f"{gradients.map.sum():+z.3f}",
+        "lead_of_mean": f"{gradients.lead_of_mean:+z.3f}",
+        "lead_exact": f"{gradients.lead:+z.3f}",
+        "missing": f"{gradients.missing:+z.3f}",
         "steps": explanation.STEPS,
     }  # fmt: skip
     return result
@@ -479,8 +488,8 @@ def _parameters(classifier: Classifier, drawn: _Pictures) -> dict[str, Any]:
     fewest = min(blocks, key=lambda row: row.parameters) if blocks else None
     return {
         "rows": [
-            [row.name, size_text(row.output), row.formula, f"{row.parameters:,}",
-             row.parameters_formula]
+            [row.name, size_text(row.output), row.formula, row.parameters_formula,
+             f"{row.parameters:,}"]
             for row in summary.layers
         ],
         "total": f"{summary.parameters:,}",

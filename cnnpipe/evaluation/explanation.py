@@ -223,7 +223,7 @@ class Position:
 
 @dataclass(frozen=True)
 class WorkedConvolution:
-    """A filter where it responds most, and at the next places."""
+    """A filter where the image fits its pattern best, and at the next places."""
 
     filters: Filters
     index: int
@@ -234,9 +234,9 @@ class WorkedConvolution:
 
 
 def worked_convolution(pixels: np.ndarray, filters: Filters) -> WorkedConvolution:
-    """The strongest response of all filters, worked out: product by product.
+    """The place that fits the pattern of one of the filters best, worked out product by product.
 
-    Places next to the border are taken only where there are no others.
+    It is one where the filter responds, away from the border, if there is any.
 
     Args:
         pixels: (C, H, W), normalised.
@@ -247,13 +247,18 @@ def worked_convolution(pixels: np.ndarray, filters: Filters) -> WorkedConvolutio
     ends = (filters.before, filters.after)
     padded = np.pad(pixels.astype(np.float64), ((0, 0), ends, ends))
     size, stride = filters.weights.shape[2], filters.stride
-    maps = nn.functional.conv2d(
-        *map(torch.from_numpy, (padded[None], filters.weights, filters.bias)), stride
-    )[0].numpy()
+    image, weights, bias = map(torch.from_numpy, (padded[None], filters.weights, filters.bias))
+    maps = nn.functional.conv2d(image, weights, bias, stride)[0].numpy()
+    # Without its mean a filter is blind to how bright a place is, and sees only its pattern.
+    shape = weights - weights.mean(dim=(2, 3), keepdim=True)
+    fits = nn.functional.conv2d(image, shape, stride=stride)[0].numpy()
     tops, lefts = (np.arange(side) * stride - filters.before for side in maps.shape[1:])
     height, width = (side - size for side in pixels.shape[1:])
     inner = ((tops >= 0) & (tops <= height))[:, None] & ((lefts >= 0) & (lefts <= width - 2))
-    candidates = np.where(inner, maps, -np.inf) if inner.any() else maps
+    for allowed in (inner & (maps > 0), np.broadcast_to(inner, maps.shape), maps > -np.inf):
+        if allowed.any():
+            break
+    candidates = np.where(allowed, fits, -np.inf)
     index, row, column = map(int, np.unravel_index(candidates.argmax(), maps.shape))
     top, left = row * stride, column * stride  # in the padded image
     columns = padded.shape[2] - size + 1

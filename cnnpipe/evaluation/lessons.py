@@ -15,7 +15,6 @@ from PIL import Image
 from cnnpipe.evaluation.explanation import (
     Blocks,
     ClassicFilter,
-    Position,
     WorkedConvolution,
     in_cells,
 )
@@ -43,22 +42,23 @@ def channel_names(num_channels: int) -> tuple[str, ...]:
     return ("red", "green", "blue") if num_channels == 3 else ("grey",)
 
 
-def framed_image(image: np.ndarray, frames: dict[str, tuple[int, int, int]]) -> Figure:
-    """The image with squares marked in it.
+def framed_image(image: np.ndarray, top: int, left: int, side: int) -> Figure:
+    """The image with a square marked in it.
 
     Args:
         image: (H, W, 1 or 3) uint8.
-        frames: top, left and side of each square in pixels, by its label.
+        top: of the square, in pixels.
+        left: likewise.
+        side: likewise.
     """
     figure, axes = _one(_WIDTH)
     axes.imshow(_rgb(image))
-    for number, (label, (top, left, side)) in enumerate(frames.items()):
-        color = list(_STEPS.values())[number]
-        box = (left - 0.5, top - 0.5)
-        for width, edge in ((3.5, "white"), (1.8, color)):
-            axes.add_patch(Rectangle(box, side, side, fill=False, ec=edge, lw=width))
-        axes.text(0.02, 0.98 - 0.085 * number, label, color="white", fontsize=10, va="top",
-                  transform=axes.transAxes, bbox={"fc": color, "ec": "none", "pad": 2.5})  # fmt: skip
+    for width, edge in ((4, "white"), (2, _ORANGE)):
+        axes.add_patch(Rectangle((left - 0.5, top - 0.5), side, side, fill=False, ec=edge,
+                                 lw=width))  # fmt: skip
+    axes.text(0.02, 0.98, f"{side} x {side} pixels", color="white", fontsize=10, va="top",
+              transform=axes.transAxes,
+              bbox={"fc": _ORANGE, "ec": "none", "pad": 2.5})  # fmt: skip
     return figure
 
 
@@ -114,19 +114,19 @@ def products(worked: WorkedConvolution, channel: int, name: str) -> Figure:
     patch, weights = worked.here.patch[channel], worked.filters.weights[worked.index, channel]
     terms = worked.here.products[channel]
     size = len(patch)
-    side = min(3.5, 0.62 * size)
+    side = min(3.6, 0.72 * size)
     figure = _figure(3 * (side + 0.42) + 0.1)
     grids = (
         (f"{name}: the patch, normalised", patch),
         ("times the filter's weights", weights),
-        (f"= products, together {worked.here.sums[channel]:+.3f}", terms),
+        (f"= products, together {worked.here.sums[channel]:+z.3f}", terms),
     )
     for number, (title, values) in enumerate(grids):
         top = 0.34 + number * (side + 0.42)
         axes = _place(figure, (_WIDTH - side) / 2, top, side, side)
         axes.set_title(title, fontsize=11)
-        texts = [[f"{v:.2f}" for v in row] for row in values] if size <= _MOST_WRITTEN else None
-        _cells(axes, _signed(values), texts, min(10, 72 * side / size / 3.6))
+        texts = [[f"{v:z.2f}" for v in row] for row in values] if size <= _MOST_WRITTEN else None
+        _cells(axes, _signed(values), texts, min(11, 72 * side / size / 3.6))
     return figure
 
 
@@ -267,8 +267,8 @@ def bars(names: Sequence[str], values: Sequence[float], share: bool = False) -> 
     axes.barh(places, values, color=_BLUE if share else colors, height=0.7)
     low, high = min(0.0, *values), max(0.0, *values)
     span = 1.0 if share else (high - low) or 1.0
-    for place, value in zip(places, values, strict=True):
-        text = f"{value:.1%}" if share else f"{value:+.2f}"
+    for place, value in enumerate(values):
+        text = percent(value) if share else f"{value:+z.2f}"
         axes.text(max(value, 0) + span * 0.03, place, text, fontsize=10, va="center")
     axes.set(ylim=(len(names) - 0.45, -0.55),
              xlim=(low - span * 0.03, (1.0 if share else high) + span * 0.32))  # fmt: skip
@@ -313,7 +313,7 @@ def parameters_by_blocks(rows: Sequence[Blocks]) -> Figure:
     axes.barh(places, first, color=_BLUE, height=0.66, label="convolutions")
     axes.barh(places, second, left=first, color=_ORANGE, height=0.66, label="dense layers")
     most = int((first + second).max())
-    for place, row in zip(places, rows, strict=True):
+    for place, row in enumerate(rows):
         axes.text(row.parameters + most * 0.02, place, f"{row.parameters:,}", fontsize=10,
                   va="center")  # fmt: skip
     names = [f"{row.blocks} block{'s' if row.blocks > 1 else ''}" for row in rows]
@@ -324,6 +324,13 @@ def parameters_by_blocks(rows: Sequence[Blocks]) -> Figure:
     axes.legend(frameon=False, fontsize=10, ncols=2, loc="lower center",
                 bbox_to_anchor=(0.4, 1.0))  # fmt: skip
     return figure
+
+
+def percent(probability: float) -> str:
+    """A probability to a tenth of a percent, and never as 0 or 100."""
+    if 0.0005 <= probability < 0.9995:
+        return f"{probability:.1%}"
+    return "< 0.1%" if probability < 0.5 else "> 99.9%"
 
 
 def scale_of(values: np.ndarray) -> float:
@@ -338,16 +345,6 @@ def heat_of_pixels(image: np.ndarray, values: np.ndarray) -> Figure:
     cell = -(-max(values.shape) // 60)
     height, width = (side * cell - 0.5 for side in cells.shape)
     return heat(image, cells, (-0.5, width, height, -0.5))
-
-
-def moved_frames(worked: WorkedConvolution) -> dict[str, tuple[int, int, int]]:
-    """The squares of `framed_image` for a filter's place and the next ones."""
-    size = worked.filters.weights.shape[2]
-
-    def square(position: Position) -> tuple[int, int, int]:
-        return position.top, position.left, size
-
-    return {f"{size} x {size} pixels": square(worked.here)}
 
 
 def next_places(image: np.ndarray, worked: WorkedConvolution) -> Figure:
@@ -372,9 +369,10 @@ def next_places(image: np.ndarray, worked: WorkedConvolution) -> Figure:
     for number, (step, position) in enumerate(places.items()):
         color = list(_STEPS.values())[step]
         inset = 0.13 * number
-        axes.add_patch(Rectangle((position.left - left - 0.5 + inset, 0.5 + inset),
-                                 size - 2 * inset, size - 2 * inset,
-                                 fill=False, ec=color, lw=3))  # fmt: skip
+        corner = (position.left - left - 0.5 + inset, 0.5 + inset)
+        side = size - 2 * inset
+        for width, edge in ((4.5, "white"), (2.5, color)):
+            axes.add_patch(Rectangle(corner, side, side, fill=False, ec=edge, lw=width))
         figure.text(0.02 + 0.3 * number, 1 - 0.22 / height, list(_STEPS)[step], fontsize=11,
                     color=color, weight="bold")  # fmt: skip
     return figure
@@ -433,13 +431,13 @@ def _rgb(image: np.ndarray) -> np.ndarray:
 
 
 def _written(values: np.ndarray) -> list[list[str]]:
-    return [[f"{v:.2f}" for v in row] for row in values]
+    return [[f"{v:z.2f}" for v in row] for row in values]
 
 
 def _mosaic(tiles: Sequence[np.ndarray], labels: Sequence[str], columns: int = 4) -> Figure:
     """Pictures, (H, W, 3) uint8 of any sizes, in one: sixteen axes would take ten times as long."""
     side = _TILE_PX * 4 // columns
-    gap, above = 10, 30
+    gap, above = 10, 38
     total = round(_WIDTH * _DPI)
     rows = -(-len(tiles) // columns)
     canvas = np.full((rows * (side + above) + gap, total, 3), 255, np.uint8)
