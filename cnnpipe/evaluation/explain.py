@@ -90,11 +90,10 @@ def _replaceable(out: str) -> Path:
     folder = Path(out).resolve()
     if Path.cwd().is_relative_to(folder):
         raise UserError(f"--out {out}: the folder that you are in: name one to be made in it")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        files = sorted(folder.iterdir()) if folder.exists() else []
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}") from None
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"--out {out}: {existing.name} is a file: name a folder")
+    files = sorted(folder.iterdir()) if existing == folder else []
     for file in files:
         if not _is_own(file):
             raise UserError(
@@ -335,8 +334,8 @@ def _layers(
                 continue
         if values.shape[1:] == (1, 1) and not isinstance(one.layer, geometry.Pooling):
             flat = values.ravel()
-            order = np.argsort(-np.abs(flat), kind="stable")[:_MOST_MAPS]
-            figure = lessons.bars([f"{i + 1}" for i in order], flat[order].tolist())
+            order = np.argsort(-flat, kind="stable")[:_MOST_MAPS]
+            figure = lessons.bars([f"unit {i + 1}" for i in order], flat[order].tolist())
             num = len(order)
         else:
             figure = lessons.maps(values, channels, largest)
@@ -457,7 +456,8 @@ def _decision(
                              "the evidence over the image",
                              "exact evidence, all maps together"),
             "bars": drawn.add("5-evidence-by-map", lessons.bars(list(bars), list(bars.values())),
-                              "the evidence of each feature map", "the same, by map"),
+                              "the evidence of each feature map",
+                              f"the same, by {'channel' if first else 'map'}"),
             "sum": f"{by_filter.sum():+z.3f}",
             "bias": f"{exact.bias:+z.3f}",
             "total": f"{by_filter.sum() + exact.bias:+z.3f}",

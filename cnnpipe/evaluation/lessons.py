@@ -231,15 +231,16 @@ def named_maps(items: dict[str, np.ndarray], columns: int = 2) -> Figure:
 
 
 def pooled_numbers(values: np.ndarray, pooled: dict[str, np.ndarray]) -> Figure:
-    """A 4 x 4 map and what becomes of its four windows.
+    """Part of a map and what becomes of its windows of 2 x 2.
 
     Args:
-        values: (4, 4).
-        pooled: (2, 2) results, by their names.
+        values: (4, 4), or (2, 2) of a map that has no more.
+        pooled: the results, of half its side, by their names.
     """
     figure = _figure(3.95)
     windows = np.array([[(1.0, 0.85, 0.72), (0.82, 0.91, 0.97)],
                         [(0.80, 0.93, 0.87), (0.93, 0.87, 0.95)]])  # fmt: skip
+    windows = windows[: len(values) // 2, : len(values) // 2]
     side = 2.1
     axes = _place(figure, (_WIDTH - side) / 2, 0.08, side, side)
     _cells(axes, windows.repeat(2, axis=0).repeat(2, axis=1), _written(values), 11)
