@@ -76,9 +76,8 @@ def _decoded(path: str, max_pixels: int) -> Decoded:
         raise UserError(f"{path}: a folder: name one image in it") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except ValueError as error:  # UnreadableImage, and a path with a null byte
-        reason = error if isinstance(error, UnreadableImage) else "no path of a file"
-        raise UserError(f"{path}: {reason}") from None
+    except UnreadableImage as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _replaceable(out: str) -> Path:
