@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Okabe and Ito, "Color universal design" (2008): told apart by colour-blind people, too.
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
 
 
-def curves(history: pd.DataFrame) -> Figure:
+def curves(history: "pd.DataFrame") -> Figure:
     """Loss and accuracy by epoch, training and validation; the best epoch marked.
 
     Args:
