@@ -153,6 +153,7 @@ def _content(classifier: Classifier, image: np.ndarray, drawn: _Pictures) -> dic
         "architecture": classifier.model.architecture,
         "model": classifier.model,
         "size": size,
+        "mode": classifier.preparation.mode,
         "channels": lessons.channel_names(image.shape[2]),
         "num_classes": len(names),
         "matrix": _matrix(classifier, image, pixels, drawn),
@@ -212,9 +213,12 @@ def _convolution(
     f = filters.weights.shape[2]
     size = classifier.preparation.size
     layer = layers[0].layer
+    # A batch normalisation may come between.
+    relu_follows = own is None or isinstance(layers[1].layer, geometry.Relu)
     rows = [
         [step, f"{one.top}, {one.left}", *(f"{v:+z.3f}" for v in one.sums),
-         f"{filters.bias[worked.index]:+z.3f}", f"{one.total:+z.3f}", f"{max(0.0, one.total):.3f}"]
+         f"{filters.bias[worked.index]:+z.3f}", f"{one.total:+z.3f}",
+         *([f"{max(0.0, one.total):.3f}"] if relu_follows else [])]
         for step, one in (("here", worked.here),
                           *((f"stride {k}", v) for k, v in worked.next.items()))
     ]  # fmt: skip
@@ -250,7 +254,8 @@ def _convolution(
         ],
         "next": drawn.add("2-next-place", lessons.next_places(image, worked),
                           "the patch, and the filter's next places with stride 1 and 2"),
-        "header": ["", "row, column", *channels, "bias", "sum", "after ReLU"],
+        "header": ["", "row, column", *channels, "bias", "sum",
+                   *(["after ReLU"] if relu_follows else [])],
         "rows": rows,
         "paddings": [
             drawn.add(f"2-padding-{padding}",
