@@ -64,7 +64,7 @@ def explain(classifier: Classifier, image: str, out: str) -> str:
         for name, data in drawn.files.items():
             (part / name).write_bytes(data)
         (part / PAGE).write_text(html, encoding="utf-8")
-    return f"{content['answer']} ({content['probability']}): {Path(out) / PAGE}"
+    return f"{content['answer']} ({content['probability']}): {printable(str(Path(out) / PAGE))}"
 
 
 def _decoded(path: str, max_pixels: int) -> Decoded:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from cnnpipe.errors import UserError
 from cnnpipe.evaluation import explain, explanation, lessons
@@ -348,7 +349,9 @@ HOSTILE = ["<script>alert(1)</script>", "$x$", "two\nlines", "\udcff\udcfe", "\U
 def test_names_are_only_names(make_classifier: Make) -> None:
     classifier = make_classifier(16, class_names=tuple(HOSTILE), architecture="mlp")
     name = "<b>$x$\n\udcff.png"
-    explain.explain(classifier, save(name), "out")
+    line = explain.explain(classifier, save(name), "\udcff")
+    assert line.isprintable() and line.endswith(r": \xff/explanation.html")
+    Path("\udcff").rename("out")
     html = Path("out/explanation.html").read_text()
     assert "<script" not in html and "<b>" not in html
     assert "&lt;b&gt;$x$\n\\xff.png" in html or "&lt;b&gt;$x$\\n\\xff.png" in html
@@ -389,7 +392,10 @@ def page(path: Path) -> None:
 
 
 def link(path: Path) -> None:
-    path.with_name("1-image.png").symlink_to("../a.png")
+    info = PngInfo()
+    info.add_text("Software", "cnnpipe explain")
+    Image.new("L", (1, 1)).save("1-image.png", pnginfo=info)  # of an explanation somewhere else
+    path.with_name("1-image.png").symlink_to("../1-image.png")
 
 
 @pytest.mark.parametrize(("leave", "after_another"), [
