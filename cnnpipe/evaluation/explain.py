@@ -339,7 +339,8 @@ def _layers(
         if values.shape[1:] == (1, 1) and not isinstance(one.layer, geometry.Pooling):
             flat = values.ravel()
             order = np.argsort(-flat, kind="stable")[:_MOST_MAPS]
-            figure = lessons.bars([f"unit {i + 1}" for i in order], flat[order].tolist())
+            what = "map" if isinstance(one.layer, geometry.GlobalAverage) else "unit"
+            figure = lessons.bars([f"{what} {i + 1}" for i in order], flat[order].tolist())
             num = len(order)
         else:
             figure = lessons.maps(values, channels, largest)
@@ -417,7 +418,6 @@ def _pooling(
                       "four windows of numbers, and each one's maximum, average and L2 norm",
                       "around the map's largest value, windows of 2 x 2"),
         ],
-        "pool_channel": channel + 1,
     }  # fmt: skip
 
 
@@ -467,8 +467,6 @@ def _decision(
             "total": f"{by_filter.sum() + exact.bias:+z.3f}",
             "after": exact.after,
             "num_values": exact.maps.size,
-            "best": max(bars, key=lambda name: bars[name]),
-            "best_value": f"{max(bars.values()):+z.2f}",
         }  # fmt: skip
     gradients = explanation.integrated_gradients(classifier, image, answer.index)
     result |= {
