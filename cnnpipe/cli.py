@@ -80,7 +80,13 @@ def _command(arguments: list[str]) -> int:
     args = _parser().parse_args(arguments)
     if args.command in STAGES:
         return _stage(args.command)
-    functions = {"summary": _summary, "predict": _predict, "compare": _compare, "up": _up}
+    functions = {
+        "summary": _summary,
+        "explain": _explain,
+        "predict": _predict,
+        "compare": _compare,
+        "up": _up,
+    }
     return functions[args.command](args)
 
 
@@ -105,13 +111,26 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "paths", nargs="+", metavar="PATH", help="image files, folders of them, or - for stdin"
     )
-    predict.add_argument(
-        "--model",
-        default="models/model.safetensors",
-        help="a model file, or models:/NAME/VERSION or models:/NAME@ALIAS from MLflow "
-        "(default: %(default)s)",
-    )
     predict.add_argument("--csv", metavar="FILE", help="write there instead of to stdout")
+    explain = commands.add_parser(
+        "explain",
+        help="show what the trained network sees in an image, step by step",
+        description="Writes a page, and its pictures, on how the trained network sees an image.",
+    )
+    explain.add_argument("image", metavar="IMAGE", help="an image file")
+    explain.add_argument(
+        "--out",
+        metavar="DIR",
+        default="reports/explain",
+        help="the folder to write, which may hold an earlier explanation (default: %(default)s)",
+    )
+    for command in (predict, explain):
+        command.add_argument(
+            "--model",
+            default="models/model.safetensors",
+            help="a model file, or models:/NAME/VERSION or models:/NAME@ALIAS from MLflow "
+            "(default: %(default)s)",
+        )
     compare = commands.add_parser(
         "compare",
         help="show runs side by side, and which is better",
@@ -180,12 +199,24 @@ def _predict(args: argparse.Namespace) -> int:
     from cnnpipe.serving.batch import predict_paths
     from cnnpipe.serving.predictor import Predictor
 
-    model = args.model
-    if model.startswith("models:/"):
-        from cnnpipe.tracking import find_model_file
+    return predict_paths(Predictor.load(_model_file(args.model)), args.paths, args.csv)
 
-        model = find_model_file(model)
-    return predict_paths(Predictor.load(model), args.paths, args.csv)
+
+def _explain(args: argparse.Namespace) -> int:
+    from cnnpipe.evaluation.explain import explain
+    from cnnpipe.network.classifier import Classifier
+
+    print(explain(Classifier.load(_model_file(args.model)), args.image, args.out))
+    return 0
+
+
+def _model_file(model: str) -> str | Path:
+    """The file that --model names, if need be from the tracker's registry."""
+    if not model.startswith("models:/"):
+        return model
+    from cnnpipe.tracking import find_model_file
+
+    return find_model_file(model)
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -3,13 +3,16 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -64,7 +67,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in (*cli.STAGES, "summary", "predict", "compare", "up"):
+    for command in (*cli.STAGES, "summary", "explain", "predict", "compare", "up"):
         assert command in done.stdout
 
 
@@ -304,6 +307,67 @@ def test_an_error_of_the_program_is_not_taken_for_one_of_the_machine(
 def test_predict_without_a_model_says_what_to_run_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("predict", "x.png") == 2
     assert "models/model.safetensors: no such file: run `dvc repro train`" in only_line(capsys)
+
+
+def test_explain_without_a_model_says_what_to_run_first(capsys: pytest.CaptureFixture[str]) -> None:
+    picture("x.png")
+    assert run("explain", "x.png") == 2
+    assert "models/model.safetensors: no such file: run `dvc repro train`" in only_line(capsys)
+    assert not Path("reports").exists()
+
+
+@pytest.fixture
+def trained(make_classifier: Callable[..., Any]) -> None:
+    make_classifier(12).save("models/model.safetensors")
+
+
+@pytest.mark.usefixtures("trained")
+def test_explain_says_the_answer_and_where_the_page_is(capsys: pytest.CaptureFixture[str]) -> None:
+    picture("x.png")
+    assert run("explain", "x.png") == 0
+    output = capsys.readouterr()
+    assert re.fullmatch(r"(cat|dog) \(\d\d\.\d%\): reports/explain/explanation\.html\n", output.out)
+    assert output.err == ""
+    assert Path("reports/explain/explanation.html").exists()
+    Path("models/model.safetensors").rename("mine.safetensors")
+    assert run("explain", "x.png", "--model", "mine.safetensors", "--out", "a/b") == 0
+    assert Path("a/b/explanation.html").exists()
+
+
+BAD_IMAGES = {
+    "gone.png": "gone.png: no such file",
+    "photos": "photos: a folder: name one image in it",
+    "note.png": "note.png: not an image",
+    "empty.png": "empty.png: empty file",
+    "cut.png": "cut.png: damaged: ",
+    "x.png/y": "x.png/y: Not a directory",
+    "big.png": "big.png: more than 100,000,000 pixels",
+    "-": "-: no such file",
+}
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize("path", BAD_IMAGES)
+def test_explain_names_what_is_no_image(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    picture("x.png")
+    Path("photos").mkdir()
+    Path("note.png").write_text("no picture")
+    Path("empty.png").touch()
+    Path("cut.png").write_bytes(Path("x.png").read_bytes()[:100])
+    Image.new("1", (20_000, 10_000)).save("big.png")
+    assert run("explain", path) == 2
+    assert BAD_IMAGES[path] in only_line(capsys)
+    assert not Path("reports").exists()
+
+
+@pytest.mark.usefixtures("trained")
+def test_explain_refuses_a_folder_of_other_files(capsys: pytest.CaptureFixture[str]) -> None:
+    picture("x.png")
+    assert run("explain", "x.png", "--out", "models") == 2
+    assert "--out models: holds model.safetensors, which is not of an explanation" in only_line(
+        capsys
+    )
+    assert Path("models/model.safetensors").exists()
 
 
 def test_an_archive_that_is_none_leaves_nothing_behind(

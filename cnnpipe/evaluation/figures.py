@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Okabe and Ito, "Color universal design" (2008): told apart by colour-blind people, too.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -19,7 +22,7 @@ _NAMED = 30
 """Up to so many classes each has its name beside its bar."""
 
 
-def curves(history: pd.DataFrame) -> Figure:
+def curves(history: "pd.DataFrame") -> Figure:
     """Loss and accuracy by epoch, training and validation; the best epoch marked.
 
     Args:
@@ -31,7 +34,7 @@ def curves(history: pd.DataFrame) -> Figure:
     return figure
 
 
-def curve(history: pd.DataFrame, name: str) -> Figure:
+def curve(history: "pd.DataFrame", name: str) -> Figure:
     """One half of `curves`.
 
     Args:
@@ -43,7 +46,7 @@ def curve(history: pd.DataFrame, name: str) -> Figure:
     return figure
 
 
-def _draw_curve(axes: Axes, history: pd.DataFrame, name: str) -> None:
+def _draw_curve(axes: Axes, history: "pd.DataFrame", name: str) -> None:
     style = "o-" if len(history) <= 50 else "-"  # beyond that the points are one thick line
     best = history.sort_values(
         ["val_accuracy", "val_loss"], ascending=[False, True], kind="stable"
@@ -61,7 +64,7 @@ def _draw_curve(axes: Axes, history: pd.DataFrame, name: str) -> None:
     axes.legend(frameon=False)
 
 
-def class_balance(counts: pd.DataFrame) -> Figure:
+def class_balance(counts: "pd.DataFrame") -> Figure:
     """The number of images of each class, training, validation and test one after another.
 
     Args:
@@ -81,7 +84,7 @@ def class_balance(counts: pd.DataFrame) -> Figure:
             axes.bar(range(size), values, 1.0, before, color=color, label=label)
         before = before + values
     if size <= _NAMED:
-        axes.set_yticks(range(size), [short(str(n)) for n in shown.index], parse_math=False)
+        axes.set_yticks(range(size), [short_name(str(n)) for n in shown.index], parse_math=False)
         axes.invert_yaxis()
         axes.set_xlabel("images")
     else:
@@ -133,7 +136,7 @@ def precision_recall(
     return figure
 
 
-def calibration(bins: pd.DataFrame) -> Figure:
+def calibration(bins: "pd.DataFrame") -> Figure:
     """How often predictions of a confidence are right, and how many there are of each.
 
     Args:
@@ -178,7 +181,7 @@ def _draw_classes(axes: Axes, curves: Mapping[int, np.ndarray], class_names: Seq
 
 def _in_legend(name: str) -> str:
     # A label that begins with an underscore has no place in matplotlib's legends.
-    return f" {short(name)}" if name.startswith("_") else short(name)
+    return f" {short_name(name)}" if name.startswith("_") else short_name(name)
 
 
 def _legend(figure: Figure) -> None:
@@ -209,7 +212,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str]) -> Figure:
                           color="white" if shares[row, column] > 0.5 else "0.1")  # fmt: skip
     # Beyond 110 classes not every name has room.
     shown = range(0, size, -(-size // 110))
-    names = [short(class_names[i]) for i in shown]
+    names = [short_name(class_names[i]) for i in shown]
     slanted = max(map(len, names)) > (8 if size <= 3 else 3)
     axes.set_xticks(shown, names, rotation=90 if size > 30 else 45 if slanted else 0,
                     ha="center" if size > 30 or not slanted else "right",
@@ -249,7 +252,7 @@ def picture_grid(images: np.ndarray, captions: Sequence[str], title: str) -> Fig
 
 def sample_captions(labels: Sequence[str]) -> list[str]:
     """The class names as captions."""
-    return [short(label) for label in labels]
+    return [short_name(label) for label in labels]
 
 
 def mistake_captions(
@@ -257,12 +260,12 @@ def mistake_captions(
 ) -> list[str]:
     """What each image is and what it was taken for."""
     return [
-        f"{short(label)}\ntaken for\n{short(prediction)}, {confidence:.0%}"
+        f"{short_name(label)}\ntaken for\n{short_name(prediction)}, {confidence:.0%}"
         for label, prediction, confidence in zip(labels, predictions, confidences, strict=True)
     ]
 
 
-def short(name: str) -> str:
+def short_name(name: str) -> str:
     """The name as it can be drawn: in one line of at most 16 characters that the font has."""
     name = " ".join(name.split())
     name = "".join(c if ord(c) in _glyphs() else "?" for c in name)

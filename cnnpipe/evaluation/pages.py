@@ -60,11 +60,9 @@ def chart(figure: Figure) -> str:
     return _uri("svg+xml", f"{head}{style}{tag}{rest}".encode())
 
 
-def drawing(figure: Figure) -> str:
-    """A data URI of the figure as PNG, on white paper."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return _uri("png", file.getvalue())
+def png_uri(data: bytes) -> str:
+    """The data URI of a PNG file."""
+    return _uri("png", data)
 
 
 def picture(image: np.ndarray, largest_px: int = 160) -> str:

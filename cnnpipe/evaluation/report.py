@@ -23,7 +23,7 @@ from cnnpipe.evaluation.metrics import (
     unsure_hits,
 )
 from cnnpipe.network.classifier import Classifier
-from cnnpipe.network.summary import Summary, size
+from cnnpipe.network.summary import Summary, size_text
 from cnnpipe.params import Params
 from cnnpipe.usage import Usage
 
@@ -130,7 +130,7 @@ def report(evaluated: Evaluated) -> str:
             "num_copies": int(evaluated.table["group"].duplicated(keep=False).sum()),
             "num_conflicts": len(evaluated.conflicts),
             "layers": [
-                (row.name, size(row.output), row.formula, f"{row.parameters:,}",
+                (row.name, size_text(row.output), row.formula, f"{row.parameters:,}",
                  row.parameters_formula)
                 for row in evaluated.summary.layers
             ],

@@ -54,9 +54,9 @@ class Summary:
 
     def __str__(self) -> str:
         rows = [("layer", "output", "size, (W - F + 2P)/S + 1", "parameters", "")]
-        rows += [("input", size(self.input), "", "", "")]
+        rows += [("input", size_text(self.input), "", "", "")]
         rows += [
-            (row.name, size(row.output), row.formula, f"{row.parameters:,}",
+            (row.name, size_text(row.output), row.formula, f"{row.parameters:,}",
              f"= {row.parameters_formula}" if row.parameters_formula else "")
             for row in self.layers
         ]  # fmt: skip
@@ -102,6 +102,6 @@ def summarize(model: Model, input_shape: Shape, num_classes: int) -> Summary:
     return Summary(input_shape, rows, total, total, mlp_parameters(layers, input_shape))
 
 
-def size(shape: Shape) -> str:
+def size_text(shape: Shape) -> str:
     """Height x width x channels, as people write it; of what has been flattened the number."""
     return f"{shape[1]} x {shape[2]} x {shape[0]}" if shape[1:] != (1, 1) else f"{shape[0]:,}"
