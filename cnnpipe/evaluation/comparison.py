@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-SEED = "base.seed"
+SEEDS = ("base.seed", "train.seed")
 SURE = 0.05
 """A difference that luck alone makes less often than this is called more than luck."""
 SMALLEST_P = 0.0001
@@ -235,29 +235,35 @@ def differing_params(params: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
     # Where a value is missing the run is older than the parameter, which says little.
     known = {name: len(values[name] - {None}) for name in names}
     differing = [name for name in names if len(values[name]) > 1]
-    return tuple(sorted(differing, key=lambda name: (-known[name], name == SEED)))
+    return tuple(sorted(differing, key=lambda name: (-known[name], name in SEEDS)))
+
+
+def seed(params: Mapping[str, str]) -> str:
+    """What the randomness of a training came from: `train.seed`, or else `base.seed`."""
+    of_training = params.get("train.seed", "None")
+    return params.get("base.seed", "-") if of_training == "None" else of_training
 
 
 def seed_groups(runs: Sequence[Run], latest_first: Sequence[int]) -> tuple[Group, ...]:
-    """The runs by all parameters but the seed; none where no two runs differ in their seed alone.
+    """The runs by all parameters but the seeds; none where no two runs differ in these alone.
 
     Args:
         runs: all of them.
         latest_first: their positions in that order; of one seed the latest run counts.
     """
-    found: dict[frozenset[tuple[str, str]], dict[str, int]] = {}
+    found: dict[frozenset[tuple[str, str]], dict[tuple[str, str], int]] = {}
     for i in latest_first:
         params = runs[i].params
-        key = frozenset((k, v) for k, v in params.items() if k != SEED and k[:6] != "model/")
-        found.setdefault(key, {}).setdefault(params.get(SEED, ""), i)
+        key = frozenset((k, v) for k, v in params.items() if k not in SEEDS and k[:6] != "model/")
+        found.setdefault(key, {}).setdefault((params.get("base.seed", ""), seed(params)), i)
     if max(map(len, found.values()), default=0) < 2:
         return ()
     # In the order of their seeds, which are whole numbers.
     members = [
-        tuple(seeds[seed] for seed in sorted(seeds, key=lambda seed: (len(seed), seed)))
+        tuple(seeds[both] for both in sorted(seeds, key=lambda both: [(len(s), s) for s in both]))
         for seeds in found.values()
     ]
-    names = [n for n in differing_params([runs[m[0]].params for m in members]) if n != SEED]
+    names = [n for n in differing_params([runs[m[0]].params for m in members]) if n not in SEEDS]
     groups = []
     for positions in members:
         accuracies = [runs[i].accuracy for i in positions]

@@ -13,12 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from cnnpipe.evaluation.comparison import UNKNOWN_SET, Comparison, Group, pareto_front
-from cnnpipe.evaluation.figures import sample_captions
+from cnnpipe.evaluation.figures import COLORS, GREY, sample_captions
 
-# Okabe and Ito, "Color universal design" (2008), without its yellow, which white paper swallows.
 # Black is last, and becomes light on a dark page.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_GREY = "#8a939c"
+_COLORS = (*COLORS, "#000000")
 _MARKERS = "os^Dv"
 _MOST_LABELLED = 12
 _MOST_APART = 10
@@ -44,7 +42,7 @@ def looks(comparison: Comparison) -> tuple[list[Look], str]:
     if groups and len(groups) <= len(_COLORS):
         in_order = _by_value(groups)
         names, title = group_names(in_order)
-        shown = [Look(_GREY, False, "repeated")] * num_runs
+        shown = [Look(GREY, False, "repeated")] * num_runs
         for group, name, color in zip(in_order, names, _COLORS, strict=False):
             for i in group.members:
                 shown[i] = Look(color, False, name)
@@ -53,7 +51,7 @@ def looks(comparison: Comparison) -> tuple[list[Look], str]:
         size = len(_COLORS)
         return [Look(_COLORS[i % size], i >= size, str(i + 1)) for i in range(num_runs)], "run"
     best = [Look(color, False, str(i + 1)) for i, color in enumerate(_COLORS)]
-    return best + [Look(_GREY, False, "others")] * (num_runs - len(best)), "run"
+    return best + [Look(GREY, False, "others")] * (num_runs - len(best)), "run"
 
 
 def group_names(groups: Sequence[Group]) -> tuple[list[str], str]:
@@ -84,9 +82,9 @@ def curves(comparison: Comparison, key: str, title: str) -> Figure | None:
     for i in reversed(range(len(shown))):  # the best one on top
         history, look = histories[i], shown[i]
         if history is not None and len(history):
-            axes.plot(history.index, history, color=look.color, lw=0.8 if look.color == _GREY
+            axes.plot(history.index, history, color=look.color, lw=0.8 if look.color == GREY
                       else 1.5, ls="--" if look.dashed else "-", marker="o" if dots else "",
-                      ms=2.5, alpha=0.6 if look.color == _GREY else 1)  # fmt: skip
+                      ms=2.5, alpha=0.6 if look.color == GREY else 1)  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     values = np.concatenate(drawn)
     if key.endswith("loss") and values.min() > 0 and values.max() > 20 * values.min():
@@ -120,7 +118,7 @@ def accuracy_against(
         run, look = comparison.runs[i], shown[i]
         low = run.metrics.get("test/accuracy_low", run.accuracy)
         high = run.metrics.get("test/accuracy_high", run.accuracy)
-        axes.plot([costs[i]] * 2, [low, high], color=_GREY, lw=1, alpha=0.7, zorder=1)
+        axes.plot([costs[i]] * 2, [low, high], color=GREY, lw=1, alpha=0.7, zorder=1)
         axes.plot(costs[i], run.accuracy, marker=_marker(comparison, i), ms=5, color=look.color,
                   ls="none", zorder=3)  # fmt: skip
         if i in of_front:
@@ -175,7 +173,7 @@ def seeds(comparison: Comparison) -> Figure:
         axes.errorbar(x, group.mean, yerr=group.sd, color="#000000", capsize=4, lw=1.2, marker="_",
                       ms=14, mew=2, zorder=2)  # fmt: skip
     if values:
-        axes.plot(places, [group.mean for group in groups], color=_GREY, lw=1.2, zorder=1)
+        axes.plot(places, [group.mean for group in groups], color=GREY, lw=1.2, zorder=1)
         _scale(axes, values, ticks_at_values=len(values) <= 8)
     else:
         slanted = max(map(len, names)) * len(names) > 40
@@ -251,7 +249,7 @@ def _legend(
     figure: Figure, axes: Axes, shown: Sequence[Look], title: str, line: str | None = None
 ) -> None:
     """Below the chart, where it covers nothing."""
-    colors = (*_COLORS, _GREY)
+    colors = (*_COLORS, GREY)
     entries = sorted(set(shown), key=lambda look: (look.dashed, colors.index(look.color)))
     if len(entries) < 2:
         return

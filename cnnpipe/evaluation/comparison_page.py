@@ -13,11 +13,11 @@ from cnnpipe.errors import UserError
 from cnnpipe.evaluation import comparison_figures as charts
 from cnnpipe.evaluation import pages
 from cnnpipe.evaluation.comparison import (
-    SEED,
     Comparison,
     Pair,
     disagreements,
     recalls,
+    seed,
 )
 from cnnpipe.evaluation.comparison_table import (
     METRIC_HEADER,
@@ -49,7 +49,7 @@ def page(comparison: Comparison, images: Path) -> str:
     against_best = [pair for pair in comparison.pairs if pair.first == 0]
     others = [pair for pair in comparison.pairs if pair.first]
     return pages.render(
-        "compare.html",
+        "comparison.html",
         {
             "comparison": comparison,
             "summary": _tiles(comparison),
@@ -187,7 +187,7 @@ def _groups(comparison: Comparison) -> dict[str, Any] | None:
     numbered = len(params) != 1  # the chart cannot say more than a number
     rows = []
     for i, group in enumerate(comparison.groups):
-        seeds = ", ".join(comparison.runs[member].params.get(SEED, "-") for member in group.members)
+        seeds = ", ".join(seed(comparison.runs[member].params) for member in group.members)
         rows.append([*([str(i + 1)] if numbered else []), *group_cells(group), seeds])
     return {
         "header": [*(["group"] if numbered else []), *params, "mean accuracy", "sd", "runs",

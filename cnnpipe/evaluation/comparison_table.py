@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from cnnpipe.data import manifest
 from cnnpipe.errors import printable
-from cnnpipe.evaluation.comparison import SEED, Comparison, Group, Run
+from cnnpipe.evaluation.comparison import Comparison, Group, Run, seed
 
 _MOST_PARAMS = 8
 _MOST_LETTERS = 24
@@ -40,7 +40,7 @@ def as_text(comparison: Comparison, width: int) -> str:
         names = list(comparison.groups[0].params)
         header = [*names, "mean accuracy", "sd", "runs"]
         rows = [group_cells(group) for group in comparison.groups]
-        lines += ["", f"by {SEED}, all else equal:"]
+        lines += ["", "by seed, all else equal:"]
         lines += _aligned(header, rows, len(names))
         if note := groups_note(comparison):
             lines.append(f"({note})")
@@ -134,7 +134,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
             {
                 "params": dict(group.params),
                 "runs": [runs[i].id for i in group.members],
-                "seeds": [runs[i].params.get(SEED) for i in group.members],
+                "seeds": [seed(runs[i].params) for i in group.members],
                 "mean": group.mean,
                 "sd": group.sd,
                 "num_runs": group.num_runs,

@@ -405,8 +405,7 @@ def _pooling(
 
     maps = {"before": values, **pooled(values, k)}
     side = 4 if min(values.shape) >= 4 else min(values.shape) // 2 * 2
-    corner = np.unravel_index(int(values.argmax()), values.shape)
-    top, left = (min(int(i) // 2 * 2, n - side) for i, n in zip(corner, values.shape, strict=True))
+    top, left = explanation.liveliest(values[:, :, None], side)
     example = values[top : top + side, left : left + side]
     return {
         "pooling": [
@@ -416,7 +415,7 @@ def _pooling(
                       f"map {channel + 1}, windows of {k} x {k}"),
             drawn.add("4-poolings-numbers", lessons.pooled_numbers(example, pooled(example, 2)),
                       "four windows of numbers, and each one's maximum, average and L2 norm",
-                      "around the map's largest value, windows of 2 x 2"),
+                      "where the map varies most, windows of 2 x 2"),
         ],
     }  # fmt: skip
 

@@ -144,10 +144,10 @@ def most_active(values: np.ndarray, most: int) -> list[int]:
 
 
 def liveliest(image: np.ndarray, side: int) -> tuple[int, int]:
-    """Top and left of the square of so many pixels whose values vary most, the first of equals.
+    """Top and left of the square of so many values that vary most, the first of equals.
 
     Args:
-        image: (H, W, C) uint8, neither side shorter than the square's.
+        image: (H, W, C), neither side shorter than the square's.
         side: of the square, in pixels.
     """
     brightness = image.mean(axis=2)

@@ -250,6 +250,15 @@ def picture_grid(images: np.ndarray, captions: Sequence[str], title: str) -> Fig
     return figure
 
 
+def weights_as_picture(weights: np.ndarray) -> np.ndarray:
+    """A unit's weights, (C, h, w), as a picture, (h, w, C) uint8.
+
+    Grey (128) is a weight of 0, and the largest has the full range.
+    """
+    largest = float(np.abs(weights).max()) or 1.0
+    return np.rint(128 + 127 * weights.transpose(1, 2, 0) / largest).astype(np.uint8)
+
+
 def sample_captions(labels: Sequence[str]) -> list[str]:
     """The class names as captions."""
     return [short_name(label) for label in labels]

@@ -18,7 +18,7 @@ from cnnpipe.evaluation.explanation import (
     WorkedConvolution,
     in_cells,
 )
-from cnnpipe.evaluation.figures import short_name
+from cnnpipe.evaluation.figures import short_name, weights_as_picture
 
 # Of Okabe and Ito's colours, darkened outwards.
 _SIGNED = LinearSegmentedColormap.from_list(
@@ -196,11 +196,10 @@ def filters_and_maps(
     tiles, labels = [], []
     for label, weights, values in pairs:
         # A filter's own largest weight has the full colour, or weak filters would all be grey.
-        scale = float(np.abs(weights).max()) or 1.0
         colours = (
-            np.rint((weights.transpose(1, 2, 0) / scale + 1) * 127.5).astype(np.uint8)
+            weights_as_picture(weights)
             if len(weights) == 3
-            else _signed(weights[0], scale)
+            else _signed(weights[0], float(np.abs(weights).max()) or 1.0)
         )
         tiles += [colours, _signed(values, largest)]
         labels += [label, ""]

@@ -148,8 +148,7 @@ def filter_pictures(classifier: Classifier) -> np.ndarray:
     """The weights that look at the pixels, as pictures: (n, h, w, 1 or 3) uint8.
 
     They are the filters of the first convolution; without one, the weights of each unit of the
-    first dense layer, laid out as the image is. Grey (128) is a weight of 0, and each picture is
-    scaled by its own largest weight.
+    first dense layer, laid out as the image is.
     """
     first = next(
         module
@@ -159,9 +158,7 @@ def filter_pictures(classifier: Classifier) -> np.ndarray:
     weights = first.weight.detach().cpu().numpy()
     if isinstance(first, nn.Linear):
         weights = weights.reshape(-1, *classifier.preparation.input_shape)
-    largest = np.maximum(np.abs(weights).max(axis=(1, 2, 3), keepdims=True), 1e-12)
-    scaled = np.rint(128 + 127 * weights / largest).astype(np.uint8)
-    return np.transpose(scaled, (0, 2, 3, 1))  # (n, C, h, w) to (n, h, w, C)
+    return np.stack([figures.weights_as_picture(unit) for unit in weights])
 
 
 def _facts(evaluated: Evaluated, counts: pd.DataFrame) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from cnnpipe.data import manifest
 from cnnpipe.data.store import open_images, shard_writer
-from cnnpipe.evaluation import comparison_figures, comparison_page, comparison_table
+from cnnpipe.evaluation import comparison, comparison_figures, comparison_page, comparison_table
 from cnnpipe.evaluation.comparison import (
     Comparison,
     compare,
@@ -237,6 +237,18 @@ def test_of_a_seed_that_was_run_twice_the_latest_counts() -> None:
     (group,) = compare(runs).groups
     assert (group.num_runs, group.mean) == (2, 0.875)
     assert compare(runs[:2]).groups == ()
+
+
+def test_the_seed_of_the_training_counts_before_that_of_all() -> None:
+    seeds = [("42", "None"), ("42", "7"), ("42", "7"), ("43", "7")]
+    runs = [
+        make_run(i, "1110", params={"base.seed": base, "train.seed": own, "model.filters": "5"})
+        for i, (base, own) in enumerate(seeds)
+    ]
+    (group,) = compare(runs).groups
+    assert [comparison.seed(runs[i].params) for i in group.members] == ["7", "42", "7"]
+    assert group.members == (1, 0, 3)
+    assert group.params == {}
 
 
 def test_the_study_of_one_number_is_drawn_against_it() -> None:
