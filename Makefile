@@ -20,7 +20,7 @@ run: $(INSTALLED) ## install, run the pipeline, show the result and where to loo
 	@echo
 	@dvc metrics show
 	@echo
-	@echo 'Pictures    reports/train/curves.png, reports/test/confusion.png, reports/test/mistakes.png'
+	@echo 'Report      reports/report.html'
 	@echo 'MLflow      http://127.0.0.1:5000  and'
 	@echo 'Prefect     http://127.0.0.1:4200  once `make up` runs'
 

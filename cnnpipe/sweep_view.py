@@ -36,7 +36,7 @@ def view() -> str:
         ),
         "curves": (3, [_curve(key) for key in ("val/accuracy", "val/loss", "train/loss")]),
         "pictures": (
-            2,
+            1,
             [
                 _chart("IMAGE", imageKeys=[key], step=0, showRunParams=False)
                 for key in ("test/confusion", "test/mistakes", "model/filters", "train/curves")
