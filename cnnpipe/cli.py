@@ -12,11 +12,9 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from cnnpipe import __version__
 from cnnpipe.errors import RunFailed, UserError, printable
@@ -222,6 +220,7 @@ def _model_file(model: str) -> str | Path:
 def _compare(args: argparse.Namespace) -> int:
     from cnnpipe import tracking
     from cnnpipe.evaluation import comparison, comparison_table
+    from cnnpipe.workspace import named_file
 
     curves = ("train/loss", "val/loss", "val/accuracy") if args.html else ()
     runs = [
@@ -239,36 +238,17 @@ def _compare(args: argparse.Namespace) -> int:
         print(comparison_table.as_text(compared, width))
     said = sys.stderr if args.json else sys.stdout
     if args.csv:
-        with _written(args.csv) as file:
+        with named_file(args.csv) as file:
             comparison_table.write_csv(compared, file)
         print(f"\nthe table is in {printable(args.csv)}", file=said)
     if args.html:
         from cnnpipe.evaluation import comparison_page
 
         page = comparison_page.page(compared, Path("data/resized"))
-        with _written(args.html) as file:
+        with named_file(args.html) as file:
             file.write(page)
         print(f"\nthe page is {printable(args.html)}: open it in a browser", file=said)
     return 0
-
-
-@contextmanager
-def _written(path: str) -> Iterator[TextIO]:
-    """A file to write to, which takes its place when it is whole.
-
-    Raises:
-        UserError: it cannot be written there.
-    """
-    from cnnpipe.workspace import whole_file
-
-    try:
-        with (
-            whole_file(path) as part,
-            part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-        ):
-            yield file
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _up(args: argparse.Namespace) -> int:

@@ -39,7 +39,7 @@ def view() -> str:
             1,
             [
                 _chart("IMAGE", imageKeys=[key], step=0, showRunParams=False)
-                for key in ("test/confusion", "test/mistakes", "model/filters", "train/curves")
+                for key in ("test/confusion", "test/mistakes", "test/filters", "train/curves")
             ],
         ),
     }

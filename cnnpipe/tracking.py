@@ -21,7 +21,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -122,12 +121,9 @@ class Run:
             figure.savefig(picture)
             self.log_file(picture, str(Path(path).parent))
 
-    def log_image(self, figure: Figure, key: str) -> None:
-        """A picture for MLflow's image grid, which shows those of one key side by side."""
-        with TemporaryDirectory() as folder:
-            picture = Path(folder) / "picture.png"
-            figure.savefig(picture)
-            self._log("image", picture, key=key)
+    def log_image(self, path: str | Path, key: str) -> None:
+        """A PNG file for MLflow's image grid, which shows those of one key side by side."""
+        self._log("image", Path(path), key=key)
 
     def log_tag(self, key: str, value: str) -> None:
         """A tag of the run."""
@@ -532,7 +528,6 @@ class FinishedRun:
 
     id: str
     name: str
-    started: datetime
     params: dict[str, str]
     """By dotted name."""
     metrics: dict[str, float]
@@ -695,7 +690,6 @@ def _finished(run: mlflow.entities.Run) -> FinishedRun:
     return FinishedRun(
         id=run.info.run_id,
         name=run.info.run_name or run.info.run_id[:12],
-        started=datetime.fromtimestamp(run.info.start_time / 1000),
         params=dict(run.data.params),
         metrics=metrics,
         tags=dict(run.data.tags),

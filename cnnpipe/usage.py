@@ -48,7 +48,7 @@ def so_far(stage: str) -> Usage:
         time.time() - psutil.Process().create_time(),
         max(_own_peak(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _MAXRSS_BYTES),
         _gpu_peak(),
-        machine(),
+        _machine(),
         datetime.now().isoformat(" ", "seconds"),
     )
 
@@ -79,7 +79,7 @@ def last(stage: str) -> Usage | None:
     return None
 
 
-def machine() -> str:
+def _machine() -> str:
     """The processor, its cores, the memory and the GPU, in a line."""
     cores = os.cpu_count() or 1
     parts = [

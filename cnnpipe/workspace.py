@@ -10,8 +10,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
-from cnnpipe.errors import RunFailed
+from cnnpipe.errors import RunFailed, UserError
 
 
 def repository_root() -> Path:
@@ -54,6 +55,25 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def named_file(path: str) -> Iterator[TextIO]:
+    """A text file that the user named, to write to; it takes its place when the block ends well.
+
+    File names need not be text: bytes that are no UTF-8 come out as they went in.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    try:
+        with (
+            whole_file(path) as part,
+            part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            yield file
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from cnnpipe.evaluation.comparison import UNKNOWN_SET, Comparison, Group, pareto_front
-from cnnpipe.evaluation.figures import COLORS, GREY, sample_captions
+from cnnpipe.evaluation.figures import COLORS, GREY, plain, sample_captions, small_figure
 
 # Black is last, and becomes light on a dark page.
 _COLORS = (*COLORS, "#000000")
@@ -201,13 +201,12 @@ def _values(groups: Sequence[Group]) -> list[float]:
 
 
 def _small(title: str, xlabel: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.4, 3.5), layout="constrained")
+    figure = small_figure()
     axes = figure.subplots()
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(xlabel, fontsize=9, parse_math=False)
     axes.tick_params(labelsize=9)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     return figure, axes
 
 

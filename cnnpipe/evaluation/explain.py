@@ -141,10 +141,34 @@ class _Pictures:
         return _Picture(pages.png_uri(file.getvalue()), alt, caption)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """An image, and what the network makes of it."""
+
+    classifier: Classifier
+    image: np.ndarray
+    """(H, W, C) uint8, prepared."""
+    pixels: np.ndarray
+    """(C, H, W) float32, normalised."""
+    layers: Sequence[Activation]
+    filters: explanation.Filters | None
+    """Of the first layer, where it is a convolution."""
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The names of the image's channels."""
+        return lessons.channel_names(self.image.shape[2])
+
+
 def _content(classifier: Classifier, image: np.ndarray, drawn: _Pictures) -> dict[str, Any]:
     answer = explanation.answer(classifier, image)
-    pixels = explanation.normalised(classifier, image)
-    layers = explanation.activations(classifier, image)
+    seen = _Seen(
+        classifier,
+        image,
+        explanation.normalised(classifier, image),
+        explanation.activations(classifier, image),
+        explanation.first_filters(classifier),
+    )
     names = classifier.class_names
     size = classifier.preparation.size
     return {
@@ -154,26 +178,24 @@ def _content(classifier: Classifier, image: np.ndarray, drawn: _Pictures) -> dic
         "model": classifier.model,
         "size": size,
         "mode": classifier.preparation.mode,
-        "channels": lessons.channel_names(image.shape[2]),
+        "channels": seen.channels,
         "num_classes": len(names),
-        "matrix": _matrix(classifier, image, pixels, drawn),
-        "convolution": _convolution(classifier, image, pixels, layers, drawn),
-        "filters": _filters(classifier, image, pixels, layers, drawn),
-        "layers": _layers(classifier, pixels, layers, drawn),
-        "decision": _decision(classifier, image, pixels, layers, answer, drawn),
+        "matrix": _matrix(seen, drawn),
+        "convolution": _convolution(seen, drawn),
+        "filters": _filters(seen, drawn),
+        "layers": _layers(seen, drawn),
+        "decision": _decision(seen, answer, drawn),
         "parameters": _parameters(classifier, drawn),
     }
 
 
-def _matrix(
-    classifier: Classifier, image: np.ndarray, pixels: np.ndarray, drawn: _Pictures
-) -> dict[str, Any]:
+def _matrix(seen: _Seen, drawn: _Pictures) -> dict[str, Any]:
+    image, pixels, channels = seen.image, seen.pixels, seen.channels
     side = min(8, image.shape[0])
     top, left = explanation.liveliest(image, side)
     crop = image[top : top + side, left : left + side]
-    channels = lessons.channel_names(image.shape[2])
     flat = min(3, side)
-    settings = classifier.preparation
+    settings = seen.classifier.preparation
     return {
         "image": drawn.add(
             "1-image",
@@ -193,25 +215,18 @@ def _matrix(
         "num_values": pixels.size,
         "per_channel": pixels[0].size,
         "value": int(crop[0, 0, 0]),
-        "mean": classifier.preparation.mean[0],
-        "std": classifier.preparation.std[0],
+        "mean": settings.mean[0],
+        "std": settings.std[0],
         "normalised": float(pixels[0, top, left]),
     }  # fmt: skip
 
 
-def _convolution(
-    classifier: Classifier,
-    image: np.ndarray,
-    pixels: np.ndarray,
-    layers: Sequence[Activation],
-    drawn: _Pictures,
-) -> dict[str, Any]:
-    own = explanation.first_filters(classifier)
-    filters = own or explanation.sobel_filters(len(pixels))
-    worked = explanation.worked_convolution(pixels, filters)
-    channels = lessons.channel_names(image.shape[2])
+def _convolution(seen: _Seen, drawn: _Pictures) -> dict[str, Any]:
+    image, layers, own, channels = seen.image, seen.layers, seen.filters, seen.channels
+    filters = own or explanation.sobel_filters(len(channels))
+    worked = explanation.worked_convolution(seen.pixels, filters)
     f = filters.weights.shape[2]
-    size = classifier.preparation.size
+    size = seen.classifier.preparation.size
     layer = layers[0].layer
     # A batch normalisation may come between.
     relu_follows = own is None or isinstance(layers[1].layer, geometry.Relu)
@@ -269,22 +284,16 @@ def _convolution(
     }  # fmt: skip
 
 
-def _filters(
-    classifier: Classifier,
-    image: np.ndarray,
-    pixels: np.ndarray,
-    layers: Sequence[Activation],
-    drawn: _Pictures,
-) -> dict[str, Any]:
-    own = explanation.first_filters(classifier)
+def _filters(seen: _Seen, drawn: _Pictures) -> dict[str, Any]:
+    image, layers, own = seen.image, seen.layers, seen.filters
     classic = [
         drawn.add(f"3-{one.name.replace(' ', '-')}", lessons.classic(one),
                   f"{one.name}: the filter's weights, and the image filtered")
         for one in explanation.classic_filters(image)
     ]  # fmt: skip
     if own is None:
-        found = explanation.templates(classifier, pixels, _MOST_MAPS)
-        names = _unit_names(classifier, layers)
+        found = explanation.templates(seen.classifier, seen.pixels, _MOST_MAPS)
+        names = _unit_names(seen.classifier, layers)
         pairs = [
             (f"{short_name(names[one.unit])}: {one.products.sum():+z.2f}",
              one.weights, one.products.sum(axis=0))
@@ -319,9 +328,8 @@ def _unit_names(classifier: Classifier, layers: Sequence[Activation]) -> list[st
     return list(classifier.class_names[1:] if units == 1 else classifier.class_names)
 
 
-def _layers(
-    classifier: Classifier, pixels: np.ndarray, layers: Sequence[Activation], drawn: _Pictures
-) -> dict[str, Any]:
+def _layers(seen: _Seen, drawn: _Pictures) -> dict[str, Any]:
+    layers = seen.layers
     shown: list[dict[str, Any]] = []
     channels: list[int] = []
     largest = 1.0
@@ -354,7 +362,7 @@ def _layers(
                                  f"{name}: {size}\n{note}".strip()),
         })  # fmt: skip
         if isinstance(one.layer, geometry.Residual):
-            parts = explanation.inside_residual(classifier, name, layers[i - 1].values)
+            parts = explanation.inside_residual(seen.classifier, name, layers[i - 1].values)
             channel = int(values.mean(axis=(1, 2)).argmax())
             titles = {
                 "convolution_1": "first convolution", "norm_1": "normalised",
@@ -371,24 +379,23 @@ def _layers(
                     "ReLU then takes the blue away",
                 ),
             })  # fmt: skip
-    return {"shown": shown, **_pooling(classifier, pixels, layers, drawn)}
+    return {"shown": shown, **_pooling(seen, drawn)}
 
 
-def _pooling(
-    classifier: Classifier, pixels: np.ndarray, layers: Sequence[Activation], drawn: _Pictures
-) -> dict[str, Any]:
+def _pooling(seen: _Seen, drawn: _Pictures) -> dict[str, Any]:
     """The same map, pooled in three ways; without a convolution it is that of a Sobel filter."""
     spatial = next(
-        (one.values for one in layers
+        (one.values for one in seen.layers
          if isinstance(one.layer, geometry.Relu) and one.values.shape[1:] != (1, 1)), None
     )  # fmt: skip
     if spatial is None:
-        brightness = pixels.mean(axis=0)
+        brightness = seen.pixels.mean(axis=0)
         edges = correlate(brightness, explanation.SOBEL.astype(np.float32))
         spatial = np.maximum(edges, 0)[None]
     channel = int(spatial.mean(axis=(1, 2)).argmax())
     values = spatial[channel]
-    k = classifier.model.pool_size if min(values.shape) >= classifier.model.pool_size > 1 else 2
+    k = seen.classifier.model.pool_size
+    k = k if min(values.shape) >= k > 1 else 2
     if min(values.shape) < k:
         return {"pooling": []}
 
@@ -420,14 +427,8 @@ def _pooling(
     }  # fmt: skip
 
 
-def _decision(
-    classifier: Classifier,
-    image: np.ndarray,
-    pixels: np.ndarray,
-    layers: Sequence[Activation],
-    answer: explanation.Answer,
-    drawn: _Pictures,
-) -> dict[str, Any]:
+def _decision(seen: _Seen, answer: explanation.Answer, drawn: _Pictures) -> dict[str, Any]:
+    classifier, image, channels = seen.classifier, seen.image, seen.channels
     names = classifier.class_names
     order = np.argsort(-answer.probabilities, kind="stable")[:_MOST_CLASSES]
     result: dict[str, Any] = {
@@ -440,12 +441,11 @@ def _decision(
         "lead": f"{answer.lead:+z.2f}",
         "exact": None,
     }
-    exact = explanation.evidence(classifier, pixels, layers, answer.index)
+    exact = explanation.evidence(classifier, seen.pixels, seen.layers, answer.index)
     if exact is not None:
         by_place, by_filter = exact.maps.sum(axis=0), exact.maps.sum(axis=(1, 2))
         strongest = np.argsort(-np.abs(by_filter), kind="stable")[:_MOST_MAPS]
         first = exact.after == "input"
-        channels = lessons.channel_names(image.shape[2])
         bars = {
             (channels[i] if first else f"map {i + 1}"): float(by_filter[i])
             for i in strongest

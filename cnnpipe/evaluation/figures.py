@@ -41,7 +41,7 @@ def curve(history: "pd.DataFrame", name: str) -> Figure:
         history: likewise.
         name: loss or accuracy.
     """
-    figure = _small_figure()
+    figure = small_figure()
     _draw_curve(figure.subplots(), history, name)
     return figure
 
@@ -57,7 +57,7 @@ def _draw_curve(axes: Axes, history: "pd.DataFrame", name: str) -> None:
     axes.axvline(best["epoch"], color=GREY, lw=1, ls=":", zorder=0)
     axes.set(title=name, xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _plain(axes)
+    plain(axes)
     if name == "accuracy":
         axes.plot(best["epoch"], best["val_accuracy"], "o", ms=9, mfc="none", color=ORANGE,
                   label=f"kept: epoch {best['epoch']:.0f}, {best['val_accuracy']:.3f}")  # fmt: skip
@@ -72,7 +72,7 @@ def class_balance(counts: "pd.DataFrame") -> Figure:
     """
     size = len(counts)
     shown = counts if size <= _NAMED else counts.loc[counts.sum(axis=1).sort_values().index[::-1]]
-    figure = _small_figure(height=3.6 if size > _NAMED else 1.4 + 0.24 * size)
+    figure = small_figure(height=3.6 if size > _NAMED else 1.4 + 0.24 * size)
     axes = figure.subplots()
     before = np.zeros(size)
     for split, color in (("train", BLUE), ("val", ORANGE), ("test", GREEN)):
@@ -89,7 +89,7 @@ def class_balance(counts: "pd.DataFrame") -> Figure:
         axes.set_xlabel("images")
     else:
         axes.set(xlabel="classes, the largest first", ylabel="images", xlim=(-0.5, size - 0.5))
-    _plain(axes)
+    plain(axes)
     _legend(figure)
     return figure
 
@@ -102,7 +102,7 @@ def roc(curves: Mapping[int, np.ndarray], mean: np.ndarray, class_names: Sequenc
         mean: of `metrics.mean_roc_curve`.
         class_names: of all classes.
     """
-    figure = _small_figure()
+    figure = small_figure()
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":", label="chance")
     if len(class_names) == 2:  # both classes have the same curve, mirrored
@@ -112,7 +112,7 @@ def roc(curves: Mapping[int, np.ndarray], mean: np.ndarray, class_names: Sequenc
         axes.plot(*mean.T, color="black", lw=2, label="mean of the classes")
     axes.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate",
              xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))  # fmt: skip
-    _plain(axes)
+    plain(axes)
     _legend(figure)
     return figure
 
@@ -126,12 +126,12 @@ def precision_recall(
         curves: of `metrics.precision_recall_curves`.
         class_names: of all classes.
     """
-    figure = _small_figure()
+    figure = small_figure()
     axes = figure.subplots()
     _draw_classes(axes, {label: points for label, (points, _) in curves.items()}, class_names)
     axes.set(title="precision and recall", xlabel="recall", ylabel="precision",
              xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))  # fmt: skip
-    _plain(axes)
+    plain(axes)
     _legend(figure)
     return figure
 
@@ -142,7 +142,7 @@ def calibration(bins: "pd.DataFrame") -> Figure:
     Args:
         bins: of `metrics.calibration_bins`.
     """
-    figure = _small_figure()
+    figure = small_figure()
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":", label="as sure as right")
     share = bins["num_images"] / bins["num_images"].sum()
@@ -152,17 +152,18 @@ def calibration(bins: "pd.DataFrame") -> Figure:
                   capsize=2, label="right, 95 % interval")  # fmt: skip
     axes.set(title="calibration", xlabel="confidence", ylabel="accuracy", xlim=(0, 1.03),
              ylim=(0, 1.05))  # fmt: skip
-    _plain(axes)
+    plain(axes)
     _legend(figure)
     return figure
 
 
-def _small_figure(height: float = 3.6) -> Figure:
+def small_figure(height: float = 3.6) -> Figure:
     """One that can be read on a phone."""
     return Figure(figsize=(4.6, height), layout="constrained", dpi=120)
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """Leaves of the axes a pale grid, and the lines at the left and below."""
     axes.grid(alpha=0.25, color=GREY)
     axes.spines[["top", "right"]].set_visible(False)
 

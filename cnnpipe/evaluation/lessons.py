@@ -18,14 +18,13 @@ from cnnpipe.evaluation.explanation import (
     WorkedConvolution,
     in_cells,
 )
-from cnnpipe.evaluation.figures import short_name, weights_as_picture
+from cnnpipe.evaluation.figures import BLUE, GREEN, ORANGE, short_name, weights_as_picture
 
 # Of Okabe and Ito's colours, darkened outwards.
 _SIGNED = LinearSegmentedColormap.from_list(
-    "signed", ["#00304d", "#0072B2", "#a6cfe6", "#ffffff", "#f3b98f", "#D55E00", "#5c2800"]
+    "signed", ["#00304d", BLUE, "#a6cfe6", "#ffffff", "#f3b98f", ORANGE, "#5c2800"]
 )
-_ORANGE, _BLUE, _GREY = "#D55E00", "#0072B2", "#7a7f85"
-_STEPS = {"here": "#D55E00", "stride 1": "#0072B2", "stride 2": "#009E73"}
+_STEPS = {"here": ORANGE, "stride 1": BLUE, "stride 2": GREEN}
 _TINTS = {"red": (1.0, 0.25, 0.2), "green": (0.3, 0.85, 0.3), "blue": (0.35, 0.6, 1.0),
           "grey": (1.0, 1.0, 1.0)}  # fmt: skip
 
@@ -53,12 +52,12 @@ def framed_image(image: np.ndarray, top: int, left: int, side: int) -> Figure:
     """
     figure, axes = _one(_WIDTH)
     axes.imshow(_rgb(image))
-    for width, edge in ((4, "white"), (2, _ORANGE)):
+    for width, edge in ((4, "white"), (2, ORANGE)):
         axes.add_patch(Rectangle((left - 0.5, top - 0.5), side, side, fill=False, ec=edge,
                                  lw=width))  # fmt: skip
     axes.text(0.02, 0.98, f"{side} x {side} pixels", color="white", fontsize=10, va="top",
               transform=axes.transAxes,
-              bbox={"fc": _ORANGE, "ec": "none", "pad": 2.5})  # fmt: skip
+              bbox={"fc": ORANGE, "ec": "none", "pad": 2.5})  # fmt: skip
     return figure
 
 
@@ -154,11 +153,11 @@ def paddings(image: np.ndarray, kernel_size: int, same: bool, title: str) -> Fig
     for row in range(total)[inside]:
         texts[row][inside] = [""] * side
     _cells(axes, padded, texts if total <= 2 * _MOST_WRITTEN else None, min(10, 130 / total))
-    axes.add_patch(Rectangle((-0.5, -0.5), kernel_size, kernel_size, fc=_ORANGE, alpha=0.25))
-    axes.add_patch(Rectangle((-0.5, -0.5), kernel_size, kernel_size, fill=False, ec=_ORANGE, lw=3,
+    axes.add_patch(Rectangle((-0.5, -0.5), kernel_size, kernel_size, fc=ORANGE, alpha=0.25))
+    axes.add_patch(Rectangle((-0.5, -0.5), kernel_size, kernel_size, fill=False, ec=ORANGE, lw=3,
                              clip_on=False, zorder=3))  # fmt: skip
     centre = (kernel_size - 1) / 2
-    axes.plot(centre, centre, "o", ms=9, color=_ORANGE, mec="white", zorder=4)
+    axes.plot(centre, centre, "o", ms=9, color=ORANGE, mec="white", zorder=4)
     return figure
 
 
@@ -263,8 +262,8 @@ def bars(names: Sequence[str], values: Sequence[float], share: bool = False) -> 
     figure = _figure(height)
     axes = _place(figure, 1.5, 0.1, _WIDTH - 1.65, height - 0.2)
     places = np.arange(len(names))
-    colors = [_ORANGE if v > 0 else _BLUE for v in values]
-    axes.barh(places, values, color=_BLUE if share else colors, height=0.7)
+    colors = [ORANGE if v > 0 else BLUE for v in values]
+    axes.barh(places, values, color=BLUE if share else colors, height=0.7)
     low, high = min(0.0, *values), max(0.0, *values)
     span = 1.0 if share else (high - low) or 1.0
     for place, value in enumerate(values):
@@ -310,8 +309,8 @@ def parameters_by_blocks(rows: Sequence[Blocks]) -> Figure:
     places = np.arange(len(rows))
     first = np.array([row.in_convolutions for row in rows])
     second = np.array([row.in_dense for row in rows])
-    axes.barh(places, first, color=_BLUE, height=0.66, label="convolutions")
-    axes.barh(places, second, left=first, color=_ORANGE, height=0.66, label="dense layers")
+    axes.barh(places, first, color=BLUE, height=0.66, label="convolutions")
+    axes.barh(places, second, left=first, color=ORANGE, height=0.66, label="dense layers")
     most = int((first + second).max())
     for place, row in enumerate(rows):
         axes.text(row.parameters + most * 0.02, place, f"{row.parameters:,}", fontsize=10,

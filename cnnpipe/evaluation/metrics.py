@@ -152,18 +152,14 @@ def calibration_bins(probabilities: np.ndarray, labels: np.ndarray, num_bins: in
     """
     confidence = probabilities.max(axis=1)
     hits = probabilities.argmax(axis=1) == labels
-    bins = _bins(confidence, num_bins)
+    # Open on the left: a confidence of exactly 0.8 belongs to the interval that ends there.
+    bins = np.searchsorted(np.arange(1, num_bins) / num_bins, confidence, side="left")
     rows = []
     for b in np.unique(bins):
         inside = bins == b
         low, high = wilson_interval(int(hits[inside].sum()), int(inside.sum()))
         rows.append((confidence[inside].mean(), hits[inside].mean(), low, high, inside.sum()))
     return pd.DataFrame(rows, columns=["confidence", "accuracy", "low", "high", "num_images"])
-
-
-def _bins(confidence: np.ndarray, num_bins: int) -> np.ndarray:
-    # Open on the left: a confidence of exactly 0.8 belongs to the interval that ends there.
-    return np.searchsorted(np.arange(1, num_bins) / num_bins, confidence, side="left")
 
 
 def confident_mistakes(probabilities: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:

@@ -22,17 +22,20 @@ from cnnpipe.evaluation.metrics import (
     roc_curves,
     unsure_hits,
 )
+from cnnpipe.network.architectures import layers_of
 from cnnpipe.network.classifier import Classifier
+from cnnpipe.network.geometry import Convolution
 from cnnpipe.network.summary import Summary, size_text
 from cnnpipe.params import Params
 from cnnpipe.usage import Usage
 
+MOST_FILTERS = 64
+"""So many are drawn."""
 # What is shown of each kind; the page says how many there are.
 _SAMPLES = 200
 _APART = 12
 _QUARANTINED = 24
 _GROUPS, _COPIES = 12, 4
-_FILTERS = 64
 _ROWS = 20
 _CONFUSIONS = 10
 
@@ -78,6 +81,7 @@ def report(evaluated: Evaluated) -> str:
     matrix = confusion(probabilities, labels)
     most = evaluated.params.evaluate.mistakes
     filters = filter_pictures(evaluated.classifier)
+    first_layer = layers_of(evaluated.classifier.model, len(class_names))[0]
     return pages.render(
         "report.html",
         {
@@ -136,10 +140,10 @@ def report(evaluated: Evaluated) -> str:
             ],
             "filters": [
                 {"src": pages.picture(image), "alt": f"filter {i + 1}", "caption": f"{i + 1}"}
-                for i, image in enumerate(filters[:_FILTERS])
+                for i, image in enumerate(filters[:MOST_FILTERS])
             ],
             "num_filters": len(filters),
-            "first_is_convolution": evaluated.params.model.architecture != "mlp",
+            "first_is_convolution": isinstance(first_layer, Convolution),
         },
     )  # fmt: skip
 

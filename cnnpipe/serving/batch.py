@@ -13,7 +13,7 @@ from cnnpipe.data import manifest
 from cnnpipe.data.decode import UnreadableImage
 from cnnpipe.errors import UserError, printable
 from cnnpipe.serving.predictor import Predictor
-from cnnpipe.workspace import whole_file
+from cnnpipe.workspace import named_file
 
 
 def predict_paths(predictor: Predictor, paths: list[str], csv_file: str | None) -> int:
@@ -38,14 +38,8 @@ def predict_paths(predictor: Predictor, paths: list[str], csv_file: str | None) 
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="surrogateescape")
         return _write(predictor, files, sys.stdout)
-    try:
-        with (
-            whole_file(csv_file) as part,
-            part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-        ):
-            return _write(predictor, files, file)
-    except OSError as error:
-        raise UserError(f"{csv_file}: cannot be written: {error.strerror}") from None
+    with named_file(csv_file) as file:
+        return _write(predictor, files, file)
 
 
 def _write(predictor: Predictor, files: list[tuple[str, bool]], output: TextIO) -> int:

@@ -26,7 +26,7 @@ from cnnpipe.evaluation.metrics import (
     per_class,
     roc_curves,
 )
-from cnnpipe.evaluation.report import Evaluated, filter_pictures, report
+from cnnpipe.evaluation.report import MOST_FILTERS, Evaluated, filter_pictures, report
 from cnnpipe.network.classifier import Classifier
 from cnnpipe.network.summary import summarize
 from cnnpipe.params import Params
@@ -78,10 +78,14 @@ def run(params: Params) -> None:
         predictions["prediction"].iloc[worst].tolist(),
         probabilities.max(axis=1)[worst].tolist(),
     )
+    filters = filter_pictures(classifier)[:MOST_FILTERS]
     pictures = {
         "confusion.png": figures.confusion_matrix(confusion(probabilities, labels), class_names),
         "mistakes.png": figures.picture_grid(
             images[rows[worst]], captions, "most confident mistakes"
+        ),
+        "filters.png": figures.picture_grid(
+            filters, [str(i + 1) for i in range(len(filters))], "filters of the first layer"
         ),
     }
     with (
@@ -97,11 +101,8 @@ def run(params: Params) -> None:
         pd.DataFrame(roc, columns=axes).to_csv(folder / "roc.csv", index=False)
         for name, figure in pictures.items():
             figure.savefig(folder / name, format="png")
-            tracked.log_figure(figure, f"test/{name}")
-            tracked.log_image(figure, f"test/{Path(name).stem}")
-        filters = filter_pictures(classifier)[:64]
-        captions = [str(i + 1) for i in range(len(filters))]
-        tracked.log_image(figures.picture_grid(filters, captions, "filters"), "model/filters")
+            tracked.log_file(folder / name, "test")
+            tracked.log_image(folder / name, f"test/{Path(name).stem}")
         ids = {"run_id": tracked.id, "experiment_id": tracked.experiment_id}
         (folder / "run.json").write_text(json.dumps(ids, indent=2) + "\n")
         tracked.log_tag("test_hash", _test_hash(predictions))

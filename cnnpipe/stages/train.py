@@ -39,6 +39,7 @@ from cnnpipe.training.loop import (
 from cnnpipe.workspace import whole_file
 
 HISTORY = Path("reports/train/history.csv")
+CURVES = Path("reports/train/curves.png")
 
 
 def run(params: Params) -> None:
@@ -130,12 +131,11 @@ def run(params: Params) -> None:
         with whole_file("models/run.json") as part:
             ids = {"run_id": tracked.id, "experiment_id": tracked.experiment_id}
             part.write_text(json.dumps({**ids, "warnings": warnings}, indent=2) + "\n")
-        curves = figures.curves(pd.read_csv(HISTORY))
-        with whole_file("reports/train/curves.png") as part:
-            curves.savefig(part, format="png")
-        tracked.log_figure(curves, "train/curves.png")
-        tracked.log_image(curves, "train/curves")
-        tracked.log_file(HISTORY, "train")
+        with whole_file(CURVES) as part:
+            figures.curves(pd.read_csv(HISTORY)).savefig(part, format="png")
+        tracked.log_image(CURVES, "train/curves")
+        for path in (CURVES, HISTORY):
+            tracked.log_file(path, "train")
     print(f"kept epoch {best.epoch}: val accuracy {best.val_accuracy:.4f}")
 
 
