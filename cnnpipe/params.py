@@ -5,6 +5,7 @@ thing every stage does, so that an impossible setting stops the pipeline before 
 """
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -194,11 +195,15 @@ class Params(Section):
         }
 
 
-def load(path: str | Path) -> Params:
+def load(path: str | Path, changes: Mapping[str, Any] | None = None) -> Params:
     """The settings in a params.yaml.
 
+    Args:
+        path: the file.
+        changes: settings that take the place of the file's, by dotted name, as -S makes them.
+
     Raises:
-        UserError: the file cannot be read, or holds unknown keys or impossible values. All
+        UserError: the file cannot be read, or there are unknown keys or impossible values. All
             mistakes are in the one message.
     """
     try:
@@ -217,6 +222,9 @@ def load(path: str | Path) -> Params:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold the sections {', '.join(Params.model_fields)}")
+    for name, value in (changes or {}).items():
+        section, _, key = name.partition(".")
+        content[section] = {**(content.get(section) or {}), key: value}
     try:
         params = Params.model_validate(content)
     except ValidationError as error:

@@ -3,95 +3,143 @@
 DVC decides whether a stage must run, and the task's state says what it decided: Completed where
 the stage ran, Skipped where nothing had changed, Restored where its outputs came from the cache.
 
-    python -m flows.pipeline            run it once
-    python -m flows.pipeline --serve    wait for runs that are started in the UI
+    python -m flows.pipeline            run it once, here
 """
 
-import argparse
-import os
+import json
+import re
 import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
 from prefect import flow, get_run_logger, runtime, task
+from prefect.cache_policies import NO_CACHE
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_SERVER_ANALYTICS_ENABLED,
     temporary_settings,
 )
 from prefect.states import Completed, Failed, State
+from prefect.tasks import exponential_backoff
 
-STAGES = ("download", "resize", "split", "train", "evaluate")
+from cnnpipe.errors import UserError
+from cnnpipe.params import Params, load
+from flows.artifacts import Outputs, show_metrics, show_picture, show_quarantine, show_run
+from flows.reproduction import STAGES, Reproduction, has_gpu
+from flows.settings import Settings, options
+
+PARAMS = "params.yaml"
 LOCAL_API = "http://127.0.0.1:4200/api"
 """Where `cnnpipe up` starts the server."""
 
-# What `dvc repro` prints of a stage that it need not run.
-_SKIPPED = "didn't change, skipping"
-_RESTORED = "is cached - skipping run"
-_STOP_TIMEOUT_S = 10
 
-
-@task(task_run_name="{stage}")
-def run_stage(stage: str) -> State[Any]:
-    """Runs one DVC stage, its output line by line in the task's log; how it ended."""
+@task(task_run_name="{stage}", cache_policy=NO_CACHE)
+def run_stage(stage: str, reproduction: Reproduction) -> State[Any]:
+    """What DVC does about one stage, its output line by line in the task's log; how it ended."""
     logger = get_run_logger()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", "--single-item", stage],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-        env={
-            **os.environ,
-            # dvc.yaml's commands are to be found where this Python is.
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-            "PYTHONUNBUFFERED": "1",
-            "CNNPIPE_FLOW_RUN_ID": str(runtime.flow_run.id),
-        },
-    )
-    name, reason = "Completed", ""
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line := line.rstrip():
-                logger.info(line)
-            if line.startswith("cnnpipe: ") or not reason.startswith("cnnpipe: "):
-                reason = line or reason
-            if _SKIPPED in line:
-                name = "Skipped"
-            elif _RESTORED in line:
-                name = "Restored"
-        code = process.wait()
+        if stage == STAGES[0]:  # so a retry of the download begins anew
+            reproduction.start()
+        for line in reproduction.stage(stage):
+            logger.info(line)
     except BaseException:  # a cancelled run is no reason to leave a training running
-        _stop(process)
+        reproduction.stop()
         raise
-    if code:
-        return Failed(message=reason)
-    return Completed(name=name, message=f"{stage}: {name.lower()}")
+    if reproduction.code or not reproduction.verdict:
+        return Failed(message=reproduction.reason or "DVC did not come to this stage")
+    verdict = reproduction.verdict
+    return Completed(name=verdict, message=f"{stage}: {verdict.lower()}")
+
+
+@task(task_run_name="judge", cache_policy=NO_CACHE)
+def judge(run_id: str, promote: bool) -> State[Any]:
+    """What `cnnpipe promote` says of the model beside the champion; with `promote` it may move."""
+    command = [str(Path(sys.executable).with_name("cnnpipe")), "promote", run_id, "--json"]
+    done = subprocess.run(
+        command if promote else [*command, "--dry-run"], text=True, capture_output=True
+    )
+    for line in done.stderr.splitlines():
+        get_run_logger().warning(line)
+    if done.returncode:
+        return Failed(message=done.stderr.strip().rpartition("\n")[2])
+    decision = json.loads(done.stdout)
+    name = "Promoted" if decision["moved"] else "Completed"
+    return Completed(name=name, message=decision["reason"], data=decision)
 
 
 @flow(name="pipeline")
-def pipeline() -> State[Any]:
-    """From the images to an evaluated, tracked model: every stage that DVC finds out of date."""
-    for stage in STAGES:
-        state: State[Any] = run_stage(stage, return_state=True)
-        if not state.is_completed():
-            break
-    return state
+def pipeline(
+    settings: Settings = Settings(),  # noqa: B008 - what the form shows, and never changed
+    promote: bool = False,
+    in_checkout: bool = False,
+) -> State[Any]:
+    """From the images to an evaluated, tracked model: every stage that DVC finds out of date.
+
+    It runs as a DVC experiment in a workspace of its own, which leaves the checkout as it is. Where
+    no stage had to run, the flow ends as Skipped.
+
+    Args:
+        settings: What is to differ from params.yaml; leave empty what is to be as it says there.
+        promote: Let the model take the champion's place if the evidence says so.
+        in_checkout: Run `dvc repro` in the checkout instead; with its params.yaml as it is.
+    """
+    changes = settings.changes()
+    try:
+        if in_checkout and changes:
+            raise UserError("in_checkout takes no settings: change params.yaml, or leave it out")
+        params = load(PARAMS, changes)
+    except UserError as error:
+        return Failed(message=str(error))
+    name = experiment_name()
+    arguments = ["exp", "run", "--temp", "--name", name, *options(changes)]
+    if in_checkout:
+        arguments = ["repro"]
+    states = []
+    with Reproduction(arguments, uses_gpu(params)) as reproduction:
+        for stage in STAGES:
+            run = run_stage
+            if stage == "download":
+                run = run_stage.with_options(
+                    retries=3,
+                    retry_delay_seconds=exponential_backoff(5),
+                    retry_condition_fn=lambda *_: not reproduction.refused,
+                )
+            states.append(run(stage, reproduction, return_state=True))
+            if not states[-1].is_completed():
+                return states[-1]
+    if not changes and not any(state.name == "Completed" for state in states):
+        if not in_checkout:  # it is what another experiment, or the checkout, is already
+            subprocess.run([sys.executable, "-m", "dvc", "exp", "remove", "-q", name], check=True)
+        return Completed(name="Skipped", message="nothing has changed")
+    outputs = Outputs(None if in_checkout else name)
+    tracked = outputs.json("reports/test/run.json")
+    show_run(**tracked)
+    show_picture(outputs)
+    show_quarantine(outputs)
+    judged: State[Any] = judge(tracked["run_id"], promote, return_state=True)
+    if not judged.is_completed():
+        return judged
+    show_metrics(judged.result())
+    return Completed(message=judged.message)
+
+
+def experiment_name() -> str:
+    """The flow run's name, and enough of its id to be the only one; DVC takes few signs."""
+    name = re.sub("[^a-z0-9]+", "-", str(runtime.flow_run.name).lower()).strip("-")
+    return f"{name}-{str(runtime.flow_run.id)[-4:]}"
+
+
+def uses_gpu(params: Params) -> bool:
+    """Whether its training takes the GPU."""
+    return params.train.device == "cuda" or (params.train.device == "auto" and has_gpu())
 
 
 def main() -> int:
-    """Runs or serves the flow; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m flows.pipeline", description=pipeline.__doc__)
-    parser.add_argument("--serve", action="store_true", help="wait for runs started in the UI")
-    args = parser.parse_args()
+    """Runs the flow in the checkout; the exit code."""
     url = PREFECT_API_URL.value() or LOCAL_API
     try:
         with urlopen(f"{url}/health", timeout=10):
@@ -105,30 +153,11 @@ def main() -> int:
         return 1
     # A server is required: without one Prefect starts its own for each run and forgets task runs.
     with temporary_settings({PREFECT_API_URL: url, PREFECT_SERVER_ANALYTICS_ENABLED: False}):
-        if args.serve:
-            pipeline.serve(name="pipeline")
-            return 0
         try:
-            return 0 if pipeline(return_state=True).is_completed() else 1
+            return 0 if pipeline(in_checkout=True, return_state=True).is_completed() else 1
         except KeyboardInterrupt:
             print("cnnpipe: interrupted", file=sys.stderr)
             return 128 + signal.SIGINT
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    """Ends the stage and everything that it started.
-
-    DVC itself goes at once, and the stage takes a moment to tell MLflow: what counts is when the
-    last process of the group is gone.
-    """
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + _STOP_TIMEOUT_S
-        while time.monotonic() < deadline:
-            process.poll()  # or DVC would stay as a zombie, and the group with it
-            os.killpg(process.pid, 0)
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

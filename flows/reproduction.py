@@ -1,0 +1,158 @@
+"""DVC at work for a flow: `dvc repro` or an experiment, stage by stage, line by line."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from prefect import runtime
+from prefect.concurrency.sync import concurrency
+
+STAGES = ("download", "resize", "split", "train", "evaluate")
+GPU_LIMIT = "gpu"
+"""The concurrency limit on trainings that use the GPU; whoever serves the flows makes it."""
+
+_MARK = re.compile(
+    r"(?:Running stage|Stage) '(?P<stage>\w+)'"
+    r"(?P<verdict>:| didn't change, skipping| is cached - skipping run)"
+)
+_VERDICTS = {":": "Completed", " didn't change, skipping": "Skipped"}
+# Of a workspace that begins empty, DVC says so once for each output.
+_NOISE = "WARNING: No file hash info found for "
+_INTERRUPT_S, _TERMINATE_S = 3.0, 1.0
+
+
+class Reproduction:
+    """One call of DVC; as a context it ends with the block, whatever happens there."""
+
+    def __init__(self, arguments: Sequence[str], uses_gpu: bool = False, **variables: str) -> None:
+        """Nothing begins before `start`.
+
+        Args:
+            arguments: of `dvc`.
+            uses_gpu: whether its training has to wait for the GPU.
+            variables: for the environment of the stages.
+        """
+        self.arguments = list(arguments)
+        self.uses_gpu = uses_gpu
+        self._variables = variables
+        self._process: subprocess.Popen[str] | None = None
+        self._ahead = ""
+        self.verdict = ""
+        """On the stage last read: Completed where it ran, Skipped, Restored; empty for none."""
+        self.reason = ""
+        """The last line, or the last of cnnpipe's own."""
+        self.code: int | None = None
+        """DVC's exit code, once it has ended."""
+        self.refused = False
+        """Whether the stage found a mistake of the user's, which no retry mends."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Begins, or begins anew."""
+        self.stop()
+        self._ahead, self.code, self.refused = "", None, False
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "dvc", *self.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            env={
+                **os.environ,
+                # dvc.yaml's commands are to be found where this Python is.
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+                "PYTHONUNBUFFERED": "1",
+                "CNNPIPE_FLOW_RUN_ID": str(runtime.flow_run.id),
+                **self._variables,
+            },
+        )
+
+    def stage(self, name: str) -> Iterator[str]:
+        """What is said up to the beginning of another stage; sets `verdict` and `reason`.
+
+        The training of one that uses the GPU stands still until the limit lets it in.
+
+        Raises:
+            ConcurrencySlotAcquisitionError: there is no such limit.
+        """
+        assert self._process is not None
+        self.verdict = self.reason = ""
+        with ExitStack() as slot:
+            for line in self._lines():
+                mark = _MARK.match(line)
+                if mark and mark["stage"] != name:
+                    self._ahead = line
+                    return
+                if mark:
+                    self.verdict = _VERDICTS.get(mark["verdict"], "Restored")
+                self.refused |= line.endswith(", exited with 2")
+                if line.startswith("cnnpipe: ") or not self.reason.startswith("cnnpipe: "):
+                    self.reason = line
+                yield line
+                if mark and self.uses_gpu and name == "train" and self.verdict == "Completed":
+                    # Python takes longer to start than this line to get here.
+                    self._signal(signal.SIGSTOP)
+                    slot.enter_context(concurrency(GPU_LIMIT, strict=True))
+                    self._signal(signal.SIGCONT)
+        self.code = self._process.wait()
+
+    def stop(self) -> None:
+        """Ends DVC, its stage, and everything that they started.
+
+        An interrupt lets DVC remove its workspace and the stage tell MLflow; what takes too long is
+        killed. What counts is when the last process of the group is gone.
+        """
+        if self._process is None:
+            return
+        with suppress(ProcessLookupError):
+            for number, seconds in (
+                (signal.SIGINT, _INTERRUPT_S),
+                (signal.SIGTERM, _TERMINATE_S),
+                (signal.SIGKILL, _TERMINATE_S),
+            ):
+                self._signal(number)
+                self._signal(signal.SIGCONT)
+                deadline = time.monotonic() + seconds
+                while time.monotonic() < deadline:
+                    self._process.poll()  # or DVC would stay as a zombie, and the group with it
+                    os.killpg(self._process.pid, 0)
+                    time.sleep(0.05)
+        self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
+    def _lines(self) -> Iterator[str]:
+        assert self._process is not None and self._process.stdout is not None
+        if self._ahead:
+            yield self._ahead
+            self._ahead = ""
+        for line in self._process.stdout:
+            if (line := line.rstrip()) and not line.startswith(_NOISE):
+                yield line
+
+
+def has_gpu() -> bool:
+    """Whether the machine has an NVIDIA GPU."""
+    return Path("/dev/nvidia0").exists()

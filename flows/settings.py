@@ -1,0 +1,68 @@
+"""The settings of params.yaml as a form: a run changes those that are filled in."""
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ConfigDict, create_model, model_serializer
+
+from cnnpipe.params import Params, Section
+
+
+def _without_defaults(schema: dict[str, Any]) -> None:
+    # What a form shows as default it also sends: nobody means to change all settings at once.
+    for setting in schema["properties"].values():
+        setting.pop("default", None)
+
+
+def _form(section: type[Section]) -> Any:
+    """The section with nothing filled in."""
+    fields: dict[str, Any] = {}
+    for name, known in section.model_fields.items():
+        field = copy.copy(known)
+        field.default = None
+        fields[name] = (known.annotation, field)
+    config = ConfigDict(**{**section.model_config, "json_schema_extra": _without_defaults})
+    return create_model(section.__name__, __config__=config, __doc__=section.__doc__, **fields)
+
+
+_FORMS: dict[str, Any] = {
+    name: _form(field.annotation)  # type: ignore[arg-type]
+    for name, field in Params.model_fields.items()
+}
+_SECTIONS: dict[str, Any] = {name: (form, form()) for name, form in _FORMS.items()}
+_Sections: Any = create_model(
+    "_Sections",
+    __config__=ConfigDict(
+        extra="forbid", protected_namespaces=(), json_schema_extra=_without_defaults
+    ),
+    **_SECTIONS,
+)
+
+
+class Settings(_Sections):
+    """What is to differ from params.yaml; what is left empty is as it says there."""
+
+    @model_serializer
+    def filled_in(self) -> dict[str, dict[str, Any]]:
+        """The sections and settings that are filled in."""
+        sections = {name: getattr(self, name).model_dump(exclude_unset=True) for name in _FORMS}
+        return {name: values for name, values in sections.items() if values}
+
+    def changes(self) -> dict[str, Any]:
+        """The settings that are filled in, by dotted name."""
+        return {
+            f"{section}.{name}": value
+            for section, values in self.filled_in().items()
+            for name, value in values.items()
+        }
+
+
+def options(changes: Mapping[str, Any]) -> list[str]:
+    """The changes as options of `dvc exp run`; text is quoted, as its signs may mean something."""
+    return [
+        part
+        for name, value in changes.items()
+        for part in ("-S", f"{name}={json.dumps(value, ensure_ascii=False)}")
+    ]
