@@ -212,13 +212,13 @@ def _model_file(model: str) -> str | Path:
     """The file that --model names, if need be from the tracker's registry."""
     if not model.startswith("models:/"):
         return model
-    from cnnpipe.tracking import find_model_file
+    from cnnpipe.registry import find_model_file
 
     return find_model_file(model)
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from cnnpipe import tracking
+    from cnnpipe import records
     from cnnpipe.evaluation import comparison, comparison_table
     from cnnpipe.workspace import named_file
 
@@ -226,9 +226,9 @@ def _compare(args: argparse.Namespace) -> int:
     runs = [
         comparison.Run(
             run.id, run.name, run.params, run.metrics, run.tags.get("test_hash", ""),
-            tracking.read_predictions(run.id), tracking.read_history(run.id, curves),
+            records.read_predictions(run.id), records.read_history(run.id, curves),
         )
-        for run in tracking.find_runs(args.runs)
+        for run in records.find_runs(args.runs)
     ]  # fmt: skip
     compared = comparison.compare(runs)
     if args.json:
