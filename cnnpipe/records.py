@@ -142,7 +142,9 @@ def _named(name: str, runs: Sequence[mlflow.entities.Run]) -> mlflow.entities.Ru
     """
 
     def fits(run: mlflow.entities.Run) -> bool:
-        names = (run.info.run_id, run.info.run_name, run.data.tags.get("dvc_experiment"))
+        # The id that models/run.json has, where the run took the place of another.
+        named = ("dvc_experiment", "recovered_from")
+        names = (run.info.run_id, run.info.run_name, *map(run.data.tags.get, named))
         return name in names or bool(
             re.fullmatch("[0-9a-f]{6,32}", name) and run.info.run_id.startswith(name)
         )

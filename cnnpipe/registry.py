@@ -2,11 +2,15 @@
 
 import importlib.metadata
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from cnnpipe.mlflow_store import connect
+from cnnpipe.mlflow_store import connect, connect_to_read, reading
 
 # isort: split
 import mlflow
@@ -18,6 +22,178 @@ from cnnpipe.errors import UserError
 from cnnpipe.origin import digest, sha256
 
 MODEL_NAME = "cnnpipe"
+CHAMPION = "champion"
+"""The alias of the version that is to be used."""
+_HISTORY = "champions"
+"""A tag of the model: the numbers of the versions that have been it, the latest last."""
+_MOST_CHAMPIONS = 500
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of the registered model."""
+
+    number: int
+    run_id: str
+    tags: Mapping[str, str]
+    aliases: tuple[str, ...]
+
+    @property
+    def uri(self) -> str:
+        """As the commands take it."""
+        return f"models:/{MODEL_NAME}/{self.number}"
+
+
+def versions(run_id: str = "") -> list[Version]:
+    """All versions, or those of a run, the latest first.
+
+    Raises:
+        RunFailed: the tracker cannot be reached.
+    """
+    if not connect_to_read():
+        return []
+    client = mlflow.MlflowClient()
+    of_run = f" AND run_id = '{run_id}'" if run_id else ""
+    found: list[Any] = []
+    token: str | None = ""
+    with reading():
+        while token is not None:
+            page = client.search_model_versions(
+                f"name = '{MODEL_NAME}'{of_run}", page_token=token or None
+            )
+            found += page
+            token = page.token or None
+        # A search of versions leaves them out.
+        aliases = client.get_registered_model(MODEL_NAME).aliases if found else {}
+    there = [
+        Version(
+            int(version.version),
+            version.run_id,
+            dict(version.tags),
+            tuple(sorted(name for name, of in aliases.items() if int(of) == int(version.version))),
+        )
+        for version in found
+    ]
+    return sorted(there, key=lambda version: -version.number)
+
+
+def find_version(name: str) -> Version | None:
+    """The version of that number or address: 3, models:/cnnpipe/3, /latest or @champion.
+
+    None where the name is neither an address nor the number of a version that is there.
+
+    Raises:
+        UserError: there is no version of that address.
+        RunFailed: the tracker cannot be reached.
+    """
+    address = re.fullmatch(rf"models:/{MODEL_NAME}(?:/(\d+|latest)|@(.+))", name)
+    if not address and not re.fullmatch("[0-9]{1,9}", name):
+        if name.startswith("models:/"):
+            raise UserError(f"{name}: no version of {MODEL_NAME}: write models:/{MODEL_NAME}/3")
+        return None
+    number, alias = address.groups() if address else (name, None)
+    there = versions()
+    for version in there:  # the latest first
+        if number == "latest" or number == str(version.number) or alias in version.aliases:
+            return version
+    if address:
+        last = f"the last is {there[0].number}" if there else "there is none yet, run `dvc repro`"
+        raise UserError(f"{name}: no such version: {last}")
+    return None
+
+
+def champion() -> Version | None:
+    """The version that is the champion.
+
+    Raises:
+        RunFailed: the tracker cannot be reached.
+    """
+    return next((version for version in versions() if CHAMPION in version.aliases), None)
+
+
+def crown(version: Version) -> None:
+    """Makes the version the champion, and remembers the one before."""
+    client = mlflow.MlflowClient()
+    before = champion()
+    history = _history()
+    if before and history[-1:] != [before.number]:  # somebody moved the alias by hand
+        history.append(before.number)
+    # In this order: whoever is killed in between leaves what `roll_back` takes back rightly.
+    with reading():
+        client.set_registered_model_alias(MODEL_NAME, CHAMPION, str(version.number))
+        _remember([*history, version.number])
+    record(version, {"promoted_at": now()})
+
+
+def roll_back(dry_run: bool) -> tuple[Version, Version]:
+    """Makes the champion before the champion again.
+
+    Args:
+        dry_run: only look which that would be.
+
+    Returns:
+        The champion, and the one that it is instead of.
+
+    Raises:
+        UserError: there is none, or none before it.
+        RunFailed: the tracker cannot be reached.
+    """
+    there = versions()
+    champion = next((version for version in there if CHAMPION in version.aliases), None)
+    if champion is None:
+        raise UserError("there is no champion yet: `cnnpipe promote` makes the first")
+    numbers = {version.number: version for version in there}
+    history = [number for number in _history() if number in numbers]
+    while history and history[-1] == champion.number:
+        history.pop()
+    if not history:
+        raise UserError(f"version {champion.number} is the first champion: there is none before it")
+    before = numbers[history[-1]]
+    if not dry_run:
+        with reading():
+            _remember(history)
+            mlflow.MlflowClient().set_registered_model_alias(
+                MODEL_NAME, CHAMPION, str(before.number)
+            )
+    return before, champion
+
+
+def record(version: Version, tags: Mapping[str, str]) -> None:
+    """Tags of a version, whatever they were before.
+
+    Raises:
+        RunFailed: the tracker cannot be reached.
+    """
+    with reading():
+        for key, value in tags.items():
+            mlflow.MlflowClient().set_model_version_tag(MODEL_NAME, str(version.number), key, value)
+
+
+def keep_file(run_id: str, path: Path, folder: str) -> None:
+    """A file among the artifacts of a run that has long ended.
+
+    Raises:
+        RunFailed: the tracker cannot be reached.
+    """
+    with reading():
+        mlflow.MlflowClient().log_artifact(run_id, str(path), folder)
+
+
+def now() -> str:
+    """The time, as it is written into tags."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _history() -> list[int]:
+    with reading():
+        tags = mlflow.MlflowClient().get_registered_model(MODEL_NAME).tags
+    return [int(number) for number in tags.get(_HISTORY, "").split() if number.isdecimal()]
+
+
+def _remember(history: Sequence[int]) -> None:
+    mlflow.MlflowClient().set_registered_model_tag(
+        MODEL_NAME, _HISTORY, " ".join(map(str, history[-_MOST_CHAMPIONS:]))
+    )
 
 
 def find_model_file(uri: str) -> Path:

@@ -170,3 +170,14 @@ def test_a_change_of_any_setting_reruns_each_stage_that_looks_at_it(
         assert (key, expected - rerun()) == (key, set())
     (repository / "params.yaml").write_text(text)
     assert rerun() == set()
+
+
+def test_the_rules_of_promotion_rerun_nothing(repository: Path) -> None:
+    text = (repository / "params.yaml").read_text()
+    content = YAML().load(text)
+    for name, value in Params().promote.model_dump().items():
+        content["promote"][name] = other(value)
+    YAML().dump(content, repository / "params.yaml")
+    with Repo() as repo:
+        assert repo.status() == {}
+    (repository / "params.yaml").write_text(text)
