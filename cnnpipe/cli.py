@@ -83,6 +83,7 @@ def _command(arguments: list[str]) -> int:
         "explain": _explain,
         "predict": _predict,
         "compare": _compare,
+        "promote": _promote,
         "up": _up,
     }
     return functions[args.command](args)
@@ -146,10 +147,30 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     compare.add_argument("--csv", metavar="FILE", help="write the table there")
     compare.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    _add_promote(commands)
     up = commands.add_parser("up", help="start the MLflow and Prefect servers; Ctrl-C stops both")
     up.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s")
     up.add_argument("--prefect-port", type=int, default=4200, help="default: %(default)s")
     return parser
+
+
+def _add_promote(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    promote = commands.add_parser(
+        "promote",
+        help="let a model take the champion's place, if the evidence says so",
+        description="Compares a model with the champion, models:/cnnpipe@champion, on the same "
+        "test images, and moves that alias if the rules in params.yaml's section `promote` say so.",
+    )
+    promote.add_argument(
+        "run", nargs="?", metavar="RUN",
+        help="the id or name of a run, the name of a DVC experiment, or the number of a version "
+        "(default: the run that this folder holds, or the last version)",
+    )  # fmt: skip
+    promote.add_argument("--dry-run", action="store_true", help="decide, and change nothing")
+    promote.add_argument("--json", action="store_true", help="print JSON")
+    promote.add_argument(
+        "--rollback", action="store_true", help="bring the champion before this one back"
+    )
 
 
 def _stage(name: str) -> int:
@@ -212,13 +233,13 @@ def _model_file(model: str) -> str | Path:
     """The file that --model names, if need be from the tracker's registry."""
     if not model.startswith("models:/"):
         return model
-    from cnnpipe.tracking import find_model_file
+    from cnnpipe.registry import find_model_file
 
     return find_model_file(model)
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from cnnpipe import tracking
+    from cnnpipe import records
     from cnnpipe.evaluation import comparison, comparison_table
     from cnnpipe.workspace import named_file
 
@@ -226,9 +247,9 @@ def _compare(args: argparse.Namespace) -> int:
     runs = [
         comparison.Run(
             run.id, run.name, run.params, run.metrics, run.tags.get("test_hash", ""),
-            tracking.read_predictions(run.id), tracking.read_history(run.id, curves),
+            records.read_predictions(run.id), records.read_history(run.id, curves),
         )
-        for run in tracking.find_runs(args.runs)
+        for run in records.find_runs(args.runs)
     ]  # fmt: skip
     compared = comparison.compare(runs)
     if args.json:
@@ -248,6 +269,28 @@ def _compare(args: argparse.Namespace) -> int:
         with named_file(args.html) as file:
             file.write(page)
         print(f"\nthe page is {printable(args.html)}: open it in a browser", file=said)
+    return 0
+
+
+def _promote(args: argparse.Namespace) -> int:
+    from cnnpipe import contest
+    from cnnpipe.evaluation import promotion
+    from cnnpipe.params import load
+
+    params = load(PARAMS)
+    if not args.rollback:
+        outcome = contest.promote(args.run, params, args.dry_run)
+        print(promotion.as_json(outcome) if args.json else promotion.as_text(outcome))
+        return 0
+    if args.run:
+        raise UserError(f"{args.run}: --rollback takes no run: it knows which was the champion")
+    champion, instead_of = contest.roll_back(args.dry_run)
+    if args.json:
+        print(json.dumps({"champion": champion.number, "instead_of": instead_of.number,
+                          "moved": not args.dry_run}, indent=2))  # fmt: skip
+    else:
+        done = "would be the champion (dry run)" if args.dry_run else "is the champion again"
+        print(f"version {champion.number} {done}, instead of version {instead_of.number}")
     return 0
 
 

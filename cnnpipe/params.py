@@ -165,6 +165,26 @@ class Evaluate(Section):
     """So many of the most confident mistakes, and of the least sure hits, are shown."""
 
 
+class Promote(Section):
+    """When `cnnpipe promote` lets a candidate take the champion's place; no stage looks at it.
+
+    Either rule is enough: better beyond luck, or smaller and not worse. Both compare the two models
+    on the same test images.
+    """
+
+    alpha: Share | None = 0.05
+    """Better: the exact McNemar test's p-value is below it, and the interval of the difference in
+    accuracy, of 1 - alpha, above 0. The test is two-sided, so that of equal models at most half of
+    alpha are promoted. null switches the rule off."""
+    tolerance: Share | None = 0.01
+    """Not worse: that interval is above minus this, a difference in accuracy. null switches this
+    rule off."""
+    smaller: Annotated[float, Field(gt=0, le=1)] | None = 0.5
+    """Smaller: at most this share of the champion's parameters. null switches this rule off."""
+    resamples: int = Field(10_000, ge=1000, le=1_000_000)
+    """Of the bootstrap that makes the interval."""
+
+
 class Params(Section):
     """params.yaml, validated."""
 
@@ -175,6 +195,7 @@ class Params(Section):
     model: Model = Model()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    promote: Promote = Promote()
 
     @property
     def input_shape(self) -> Shape:
@@ -187,10 +208,13 @@ class Params(Section):
         return self.base.seed if self.train.seed is None else self.train.seed
 
     def flat(self) -> dict[str, Any]:
-        """Every setting by its dotted name, as -S, `dvc params diff` and MLflow call it."""
+        """Every setting that makes a result, by its dotted name, as -S and MLflow call it.
+
+        `promote` is none of them: it judges results that are there.
+        """
         return {
             f"{section}.{key}": value
-            for section, settings in self.model_dump().items()
+            for section, settings in self.model_dump(exclude={"promote"}).items()
             for key, value in settings.items()
         }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import requests
 
-from cnnpipe import tracking
+from cnnpipe import mlflow_store
 from cnnpipe.errors import RunFailed, UserError
 from cnnpipe.workspace import repository_root
 
@@ -38,7 +38,7 @@ def serve(mlflow_port: int, prefect_port: int) -> int:
         _check_free(port, option)
     root = repository_root()
     # The tables and the experiment first: two processes that make them get in each other's way.
-    store = tracking.prepare_store()
+    store = mlflow_store.prepare_store()
     mlflow_url, prefect_url = f"http://{HOST}:{mlflow_port}", f"http://{HOST}:{prefect_port}"
     env = {
         **os.environ,
@@ -55,7 +55,7 @@ def serve(mlflow_port: int, prefect_port: int) -> int:
     }
     mlflow = ["mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1",
               "--backend-store-uri", store,
-              "--artifacts-destination", str(tracking.local_artifacts())]  # fmt: skip
+              "--artifacts-destination", str(mlflow_store.local_artifacts())]  # fmt: skip
     prefect = ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
     children: list[_Child] = []
     try:

@@ -1,86 +1,56 @@
-"""The only module that knows MLflow: open a run, log to it, open it again, register its model.
+"""What MLflow is told of a run: open it, log to it, open it again.
 
-Files are the truth and MLflow is the view of them. A tracker that cannot be reached, that dies, or
-that takes too long costs a warning and never a training: what it misses waits in cnnpipe.outbox,
-and is sent once it answers, as if it had never been away.
+A tracker that cannot be reached, that dies, or that takes too long costs a warning and never a
+training: what it misses waits in cnnpipe.outbox, and is sent once it answers, as if it had never
+been away.
 """
 
-import fcntl
-import hashlib
-import importlib.metadata
-import logging
 import os
 import platform
-import re
-import sqlite3
-import subprocess
 import sys
 import time
 import uuid
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
 
-# Before MLflow is imported: it reads them then.
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-os.environ["DO_NOT_TRACK"] = "true"
-# By default a server that is down is tried for several minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-# A training of the built-in data takes seconds.
-os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "2")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+from cnnpipe import mlflow_store
+from cnnpipe.mlflow_store import (
+    FAILURES,
+    address,
+    check_answers,
+    check_unlocked,
+    connect,
+    held,
+    is_refusal,
+    is_remote,
+    line,
+    shown,
+)
 
+# isort: split
 import mlflow
 import pandas as pd
-import requests
 from matplotlib.figure import Figure
 from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    InputTag,
-    LoggedModelStatus,
-    Metric,
-    Param,
-    ViewType,
-)
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
-from sqlalchemy.exc import SQLAlchemyError
 
 import cnnpipe
-from cnnpipe import sweep_view
+from cnnpipe import registry
 from cnnpipe.errors import RunFailed, UserError
+from cnnpipe.origin import md5, origin, sha256
 from cnnpipe.outbox import Outbox, open_outbox, waiting
-from cnnpipe.workspace import repository_root, signals_held
 
-for _name in ("mlflow", "alembic"):  # what they do well is no news
-    logging.getLogger(_name).setLevel(logging.WARNING)
-
-for _name in ("mlflow.store.db", "mlflow.system_metrics"):  # what fails is told by us, once
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
-
-EXPERIMENT = "cnnpipe"
-MODEL_NAME = "cnnpipe"
-
-_FAILURES = (RunFailed, MlflowException, requests.RequestException, SQLAlchemyError, OSError)
-"""What it raises to call a tracker that is not there, or not well."""
-_SLOW_S = 5
-"""From so many seconds for an answer on, nothing more is sent while a stage is at work."""
 _SENDING_S = 30
 """For sending what has waited; the rest waits on."""
 _SENDING_FIRST_S = 10
 """For that before a stage begins."""
-_LOCKED_S = 3
-"""For somebody else's transaction. MLflow itself would wait for 20."""
 _MOST_POINTS = 1000
 """That MLflow takes at once."""
 
@@ -164,20 +134,26 @@ class Run:
         tags = {f"images.{label}"[:250]: str(n) for label, n in counts.head(100).items()}
         self._log("data", data=data.to_dict(), tags={"mlflow.data.context": context, **tags})
 
+    def log_model_file(self, path: str | Path) -> None:
+        """The checksums of the model file as tags, by which it is found, and its DVC lock, too."""
+        self.log_tag("model_sha256", sha256(path))
+        self.log_tag("model_md5", md5(path))
+
     def log_model(self, path: str | Path, class_names: Sequence[str]) -> None:
         """The model file as a servable model, a new version of the registered model `cnnpipe`.
 
         It takes the bytes of image files and needs nothing from this repository. A model file that
         the run has registered already is not registered again.
         """
+        self.log_model_file(path)  # also of a run that takes the place of the one that trained it
         self._log("model", Path(path), class_names=list(class_names))
 
     def deliver(self) -> None:
         """Sends what has been kept back, if MLflow answers now."""
         if self._target is not None and not self._outbox.entries():
             return
-        with suppress(*_FAILURES, UserError):  # whose experiment it is may have been deleted
-            experiment_id = _connect()
+        with suppress(*FAILURES, UserError):  # whose experiment it is may have been deleted
+            experiment_id = connect()
             deadline = time.monotonic() + _SENDING_S
             self._target = _send_all(self._outbox, self.id, experiment_id, deadline)
             self.id, self.experiment_id = self._target.run_id, experiment_id
@@ -200,21 +176,21 @@ class Run:
         if self._target is not None:
             started = time.monotonic()
             try:
-                _check_unlocked()
+                check_unlocked()
                 self._target.send(entry, path)
-            except _FAILURES as error:
-                if _is_refusal(error):
-                    self._warn("refused", f"MLflow refuses a {kind}: {_line(error)}")
+            except FAILURES as error:
+                if is_refusal(error):
+                    self._warn("refused", f"MLflow refuses a {kind}: {line(error)}")
                     return
-                self.keep_back(f"MLflow does not take what is logged: {_line(error)}")
+                self.keep_back(f"MLflow does not take what is logged: {line(error)}")
             except KeyboardInterrupt:
-                if _is_remote(_uri()):  # out of a wait: nobody knows whether it was taken
+                if is_remote():  # out of a wait: nobody knows whether it was taken
                     self._target = None
                     self._outbox.add(entry, path)
                 raise
             else:
                 seconds = time.monotonic() - started
-                if path is None and seconds > _SLOW_S:
+                if path is None and seconds > mlflow_store.SLOW_S:
                     self.keep_back(f"MLflow takes {seconds:.0f} s to answer")
                 return
         self._outbox.add(entry, path)
@@ -240,7 +216,7 @@ class _Target:
         if entry["kind"] == "metrics":
             self.send_metrics([entry])
         else:
-            with _held():
+            with held():
                 self._send(entry, path)
 
     def _send(self, entry: dict[str, Any], path: Path | None) -> None:
@@ -260,7 +236,7 @@ class _Target:
             client.log_inputs(self.run_id, [DatasetInput(Dataset(**entry["data"]), tags)])
         elif kind == "model":
             assert path is not None
-            _register(self.run_id, path, entry["class_names"])
+            registry.register(self.run_id, path, entry["class_names"])
         elif kind == "end":
             client.set_terminated(self.run_id, entry["status"], entry["time"])
 
@@ -278,7 +254,7 @@ class _Target:
 
     def send_metrics(self, entries: Sequence[dict[str, Any]]) -> None:
         """The points of several entries at once, without those that the run has."""
-        with _held():
+        with held():
             points: dict[tuple[str, int], Metric] = {}
             for entry in entries:
                 step = entry["step"]
@@ -348,17 +324,17 @@ def _open_run(name: str, tags: dict[str, str], run_id: str) -> Iterator[Run]:
     experiment_id, target, problem = "", None, None
     started = time.monotonic()
     try:
-        experiment_id = _connect()
+        experiment_id = connect()
         _check_quick(started)
         _send_waiting(experiment_id, run_id)
         target = _found_or_created(opened, run_id, experiment_id)
-    except _FAILURES as error:
+    except FAILURES as error:
         problem = error
     own_id = target.run_id if target else run_id or uuid.uuid4().hex
-    with open_outbox(own_id, _shown(_uri())) as outbox:
+    with open_outbox(own_id, shown(address())) as outbox:
         run = Run(outbox, own_id, experiment_id if target else "", target)
         if problem is not None:
-            run.keep_back(_line(problem))
+            run.keep_back(line(problem))
             outbox.add(opened)
         elif run_id and target and target.is_new:
             print(
@@ -384,7 +360,7 @@ def _found_or_created(opened: dict[str, Any], run_id: str, experiment_id: str) -
         experiment_id: where to look for it, and where it is made.
     """
     client = mlflow.MlflowClient()
-    with _held():
+    with held():
         found = run_id and (
             _find(run_id, experiment_id) or _find_unanswered(opened, run_id, experiment_id)
         )
@@ -430,21 +406,23 @@ def _send_waiting(experiment_id: str, awaited: str) -> None:
     for run_id in sorted(waiting(), key=lambda run_id: run_id != awaited):
         with ExitStack() as stack:
             try:
-                outbox = stack.enter_context(open_outbox(run_id, _shown(_uri()), run_id == awaited))
+                outbox = stack.enter_context(
+                    open_outbox(run_id, shown(address()), run_id == awaited)
+                )
             except RunFailed:
                 continue
             if not outbox.entries():
                 continue
             try:
                 target = _send_all(outbox, run_id, experiment_id, deadline)
-            except _FAILURES as error:
+            except FAILURES as error:
                 if time.monotonic() > deadline and run_id != awaited:
                     return
-                _check_answers()
+                check_answers()
                 if run_id == awaited:
                     raise  # what comes now comes after it
                 print(
-                    f"warning: MLflow does not take what waits in {outbox.folder}: {_line(error)}",
+                    f"warning: MLflow does not take what waits in {outbox.folder}: {line(error)}",
                     file=sys.stderr,
                 )
             else:
@@ -457,7 +435,7 @@ def _send_all(outbox: Outbox, run_id: str, experiment_id: str, deadline: float) 
     Raises:
         RunFailed: the deadline, of `time.monotonic`, is over; the rest is kept.
     """
-    _check_unlocked()
+    check_unlocked()
     target = None
     for kind, group in groupby(outbox.entries(), lambda entry: entry.content["kind"]):
         entries = list(group)
@@ -467,18 +445,18 @@ def _send_all(outbox: Outbox, run_id: str, experiment_id: str, deadline: float) 
         if kind == "metrics":
             try:
                 target.send_metrics([entry.content for entry in entries])
-            except _FAILURES as error:
-                if not _is_refusal(error):  # else it is found out which
+            except FAILURES as error:
+                if not is_refusal(error):  # else it is found out which
                     raise
         for entry in entries:
             if time.monotonic() > deadline:
                 raise RunFailed("MLflow takes too long")
             try:
                 target.send(entry.content, entry.path)
-            except _FAILURES as error:
-                if not _is_refusal(error):
+            except FAILURES as error:
+                if not is_refusal(error):
                     raise
-                print(f"warning: MLflow refuses a {kind}: {_line(error)}", file=sys.stderr)
+                print(f"warning: MLflow refuses a {kind}: {line(error)}", file=sys.stderr)
             outbox.remove(entry)
     return target or _found_or_created(_opened("recovered", {}), run_id, experiment_id)
 
@@ -489,360 +467,16 @@ def _opened(name: str, tags: dict[str, str]) -> dict[str, Any]:
     return {"kind": "open", "time": _now(), "name": name, "tags": tags}
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Whether MLflow would not take it however often it is told."""
-    code = getattr(error, "error_code", None)
-    return code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 def _now() -> int:
     """Milliseconds since 1970, as MLflow counts."""
     return time.time_ns() // 1_000_000
 
 
-def find_model_file(uri: str) -> Path:
-    """The model file of a registered model, such as models:/cnnpipe@champion or models:/cnnpipe/3.
-
-    Raises:
-        UserError: there is no such model.
-        RunFailed: the tracker cannot be reached.
-    """
-    _connect()
-    try:
-        folder = Path(mlflow.artifacts.download_artifacts(uri))
-    except (MlflowException, OSError) as error:
-        raise UserError(f"{uri}: no such model: {' '.join(str(error).split())[:200]}") from None
-    files = sorted(folder.rglob("*.safetensors"))
-    if not files:
-        raise UserError(f"{uri}: the model was not made by cnnpipe: it holds no .safetensors file")
-    return files[0]
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A run that was evaluated, as MLflow has it."""
-
-    id: str
-    name: str
-    params: dict[str, str]
-    """By dotted name."""
-    metrics: dict[str, float]
-    """The latest value of each; `train/seconds` also where an older run has it by epoch alone."""
-    tags: dict[str, str]
-
-
-def find_runs(names: Sequence[str], most: int = 10) -> list[FinishedRun]:
-    """Evaluated runs that are not deleted, the latest first: those that are named, or the last.
-
-    Args:
-        names: each a run's id, or at least 6 digits that its id begins with, or its name, or that
-            of its DVC experiment; none for the last runs there are.
-        most: how many of those.
-
-    Raises:
-        UserError: a name fits no run or several, its run was deleted or never evaluated, or there
-            is no evaluated run at all.
-        RunFailed: the tracker cannot be reached.
-    """
-    experiment_id = _connect_to_read()
-    with _reading():
-        runs = []
-        if names and experiment_id:
-            everything = _search(experiment_id, ViewType.ALL)
-            runs = [_named(name, everything) for name in names]
-        elif experiment_id:
-            client = mlflow.MlflowClient()
-            # Just any value of it: the run was evaluated.
-            runs = client.search_runs([experiment_id], "metrics.`test/accuracy` >= 0",
-                                      max_results=most, order_by=["start_time DESC"])  # fmt: skip
-        if names and not experiment_id:
-            raise UserError(f"{names[0]}: no such run: MLflow has none yet, run `dvc repro`")
-        if not runs:
-            raise UserError("no evaluated run yet: run `dvc repro`")
-        once = {run.info.run_id: run for run in runs}.values()
-        return [_finished(run) for run in sorted(once, key=lambda run: -run.info.start_time)]
-
-
-def read_history(run_id: str, keys: Sequence[str]) -> pd.DataFrame:
-    """Metrics by epoch: float64 columns of these names, a row an epoch, NaN where one is missing.
-
-    Raises:
-        RunFailed: the tracker cannot be reached.
-    """
-    with _reading():
-        client = mlflow.MlflowClient(_uri())
-        columns = {
-            key: {point.step: point.value for point in client.get_metric_history(run_id, key)}
-            for key in keys
-        }
-    table = pd.DataFrame(columns, columns=list(keys), dtype="float64").sort_index()
-    return table.rename_axis("epoch")
-
-
-def read_predictions(run_id: str) -> pd.DataFrame | None:
-    """The run's test images: path, label, prediction and, but in older runs, sha256, all str.
-
-    None where the run has no such table, or it is damaged.
-
-    Raises:
-        RunFailed: the tracker cannot be reached.
-    """
-    columns = ("path", "label", "sha256", "prediction")
-    with TemporaryDirectory() as folder:
-        try:
-            file = mlflow.artifacts.download_artifacts(
-                run_id=run_id,
-                artifact_path="test/predictions.csv",
-                dst_path=folder,
-                tracking_uri=_uri(),
-            )
-        except (*_FAILURES, ValueError):
-            _check_answers()  # else it is the file that is not there
-            return None
-        try:
-            # Nothing is a missing value: a class may well be called NA or None.
-            table = pd.read_csv(file, dtype=str, keep_default_na=False, na_filter=False,
-                                usecols=lambda name: name in columns,
-                                encoding_errors="surrogateescape")  # fmt: skip
-        except (OSError, ValueError):
-            return None
-    return table if {"path", "label", "prediction"} <= set(table) else None
-
-
-def _connect_to_read() -> str:
-    """Points MLflow to its store without making anything there; empty where there is no run yet."""
-    _, is_file, path = _uri().partition("sqlite:///")
-    if is_file and not Path(path).exists():
-        return ""
-    return _connect(make=False)
-
-
-@contextmanager
-def _reading() -> Iterator[None]:
-    try:
-        yield
-    except _FAILURES as error:
-        if isinstance(error, RunFailed):
-            raise
-        raise RunFailed(
-            f"the MLflow store {_shown(_uri())} cannot be read: {_line(error)}"
-        ) from None
-
-
-def _search(experiment_id: str, view: int) -> list[mlflow.entities.Run]:
-    """All runs of the experiment, the latest first."""
-    client = mlflow.MlflowClient()
-    runs: list[mlflow.entities.Run] = []
-    token: str | None = ""
-    while token is not None:
-        page = client.search_runs([experiment_id], run_view_type=view, max_results=1000,
-                                  page_token=token or None)  # fmt: skip
-        runs += page
-        token = page.token or None
-    return runs
-
-
-def _named(name: str, runs: Sequence[mlflow.entities.Run]) -> mlflow.entities.Run:
-    """The one run of that id, name or DVC experiment, or whose id begins so.
-
-    Raises:
-        UserError: it fits none or several, or the run was deleted or never evaluated.
-    """
-
-    def fits(run: mlflow.entities.Run) -> bool:
-        names = (run.info.run_id, run.info.run_name, run.data.tags.get("dvc_experiment"))
-        return name in names or bool(
-            re.fullmatch("[0-9a-f]{6,32}", name) and run.info.run_id.startswith(name)
-        )
-
-    found = [run for run in runs if fits(run)]
-    there = [run for run in found if run.info.lifecycle_stage == "active"]
-    evaluated = [run for run in there if "test/accuracy" in run.data.metrics]
-    if not found:
-        raise UserError(
-            f"{name}: no such run: name it by its id, 6 digits of it or more, or by its name; "
-            "`cnnpipe compare` alone shows the last ones"
-        )
-    if not there:
-        raise UserError(
-            f"{name}: the run was deleted: `mlflow runs restore --run-id {found[0].info.run_id}` "
-            "brings it back"
-        )
-    if not evaluated:
-        raise UserError(f"{name}: the run was not evaluated: run `cnnpipe evaluate` for it")
-    if len(evaluated) > 1:
-        ids = " or ".join(run.info.run_id[:12] for run in evaluated[:4])
-        raise UserError(f"{name}: {len(evaluated)} runs fit: name one by its id, {ids}")
-    return evaluated[0]
-
-
-def _finished(run: mlflow.entities.Run) -> FinishedRun:
-    metrics = dict(run.data.metrics)
-    if "train/seconds" not in metrics and "train/seconds_per_epoch" in metrics:
-        epochs = mlflow.MlflowClient().get_metric_history(
-            run.info.run_id, "train/seconds_per_epoch"
-        )
-        metrics["train/seconds"] = sum({point.step: point.value for point in epochs}.values())
-    return FinishedRun(
-        id=run.info.run_id,
-        name=run.info.run_name or run.info.run_id[:12],
-        params=dict(run.data.params),
-        metrics=metrics,
-        tags=dict(run.data.tags),
-    )
-
-
-def prepare_store() -> str:
-    """Makes the default store, the experiment and its view where they are missing; the store's URI.
-
-    Raises:
-        RunFailed: the tracker cannot be reached.
-    """
-    experiment_id = _connect()
-    client = mlflow.MlflowClient()
-    if sweep_view.KEY not in client.get_experiment(experiment_id).tags:
-        client.set_experiment_tag(experiment_id, sweep_view.KEY, sweep_view.view())
-    return str(mlflow.get_tracking_uri())
-
-
-def local_store() -> str:
-    """The default store: a database at the repository's root, by absolute path.
-
-    Experiments run in temporary workspaces, where a relative path would lead to a store that
-    disappears with the workspace.
-    """
-    return f"sqlite:///{repository_root() / 'mlflow.db'}"
-
-
-def local_artifacts() -> Path:
-    """The folder of the default store's artifacts."""
-    return repository_root() / "mlartifacts"
-
-
-def digest(*paths: str | Path) -> str:
-    """16 hexadecimal digits that change when any of the files does."""
-    total = hashlib.sha256()
-    for path in paths:
-        total.update(hashlib.sha256(Path(path).read_bytes()).digest())
-    return total.hexdigest()[:16]
-
-
-def _uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or local_store()
-
-
-def _shown(uri: str) -> str:
-    """The address without user and password, which may change while the tracker stays the same."""
-    parts = urlsplit(uri)
-    if not parts.netloc:  # a file, of which it would drop a slash
-        return uri
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
-
-
-def _held() -> AbstractContextManager[None]:
-    """Signals wait where the store is a database, which an exception amid a transaction locks."""
-    return nullcontext() if _is_remote(_uri()) else signals_held()
-
-
-def _is_remote(uri: str) -> bool:
-    return urlsplit(uri).scheme in ("http", "https")
-
-
-def _check_unlocked() -> None:
-    """Raises `RunFailed` where another process keeps the store, a SQLite file, locked."""
-    _, is_file, path = _uri().partition("sqlite:///")
-    if not is_file or not Path(path).exists():
-        return
-    try:
-        connection = sqlite3.connect(path, timeout=_LOCKED_S, isolation_level=None)
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
-        finally:
-            connection.close()
-    except sqlite3.OperationalError as error:
-        raise RunFailed(f"the MLflow store {path} cannot be used: {error}") from None
-
-
 def _check_quick(started: float) -> None:
     """Raises `RunFailed` where a server has taken too long since then to be asked for more."""
     seconds = time.monotonic() - started
-    if _is_remote(_uri()) and seconds > _SLOW_S:  # a database may have had to be made
+    if is_remote() and seconds > mlflow_store.SLOW_S:  # a database may have had to be made
         raise RunFailed(f"MLflow takes {seconds:.0f} s to answer")
-
-
-def _check_answers() -> None:
-    """Raises `RunFailed` where the store does not answer."""
-    uri = _uri()
-    if _is_remote(uri):
-        try:
-            requests.get(uri.rstrip("/") + "/health", timeout=_SLOW_S).raise_for_status()
-        except requests.RequestException as error:
-            raise RunFailed(
-                f"MLFLOW_TRACKING_URI = {_shown(uri)}: no MLflow server answers there: "
-                f"{type(error).__name__}; start one with `cnnpipe up`, or unset the variable"
-            ) from None
-    _check_unlocked()
-
-
-def _connect(make: bool = True) -> str:
-    """Points MLflow to its store; the experiment's id.
-
-    Args:
-        make: the experiment where there is none; else the id is empty then.
-
-    Raises:
-        RunFailed: the tracker cannot be reached.
-        UserError: MLflow has no such kind of store, or the experiment was deleted.
-    """
-    uri = _uri()
-    _check_answers()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        # Several processes that make a database's tables at once get in each other's way.
-        with _lock():
-            experiment = mlflow.get_experiment_by_name(EXPERIMENT)
-            if experiment is None and not make:
-                return ""
-            if experiment is None:
-                # Fixed here for good: artifacts of the local store are written to the same folder
-                # with and without a server in between.
-                location = local_artifacts().as_uri() if uri == local_store() else None
-                tags = {sweep_view.KEY: sweep_view.view()}
-                return str(mlflow.create_experiment(EXPERIMENT, location, tags))
-            if experiment.lifecycle_stage == "deleted":
-                raise UserError(
-                    f"{_shown(uri)}: the MLflow experiment {EXPERIMENT!r} was deleted: restore it "
-                    f"with `mlflow experiments restore -x {experiment.experiment_id}`"
-                )
-            return str(experiment.experiment_id)
-    except _FAILURES as error:
-        kind = UserError if _is_refusal(error) else RunFailed
-        raise kind(f"the MLflow store {_shown(uri)} cannot be used: {_line(error)}") from None
-
-
-@contextmanager
-def _lock() -> Iterator[None]:
-    path = repository_root() / ".cnnpipe" / "mlflow.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def origin() -> dict[str, str]:
-    """The commit and the experiment that this is, as far as they are known."""
-    found = {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": "true" if _git("status", "--porcelain", "--untracked-files=no") else "false",
-        "dvc_experiment": os.environ.get("DVC_EXP_NAME", ""),
-    }
-    return {key: value for key, value in found.items() if value}
 
 
 def _origin_tags() -> dict[str, str]:
@@ -856,66 +490,3 @@ def _origin_tags() -> dict[str, str]:
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
     }
     return {key: value for key, value in tags.items() if value}
-
-
-def _git(*arguments: str) -> str:
-    try:
-        result = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return result.stdout.strip()
-
-
-def _register(run_id: str, path: Path, class_names: Sequence[str]) -> None:
-    client = mlflow.MlflowClient()
-    # It is told with the model and with the version: one whose answer was lost, or whose sender was
-    # killed, is found by it and not made again.
-    tags = {"model_digest": digest(path)}
-    for version in client.search_model_versions(f"run_id = '{run_id}'"):
-        if version.tags.get("model_digest") == tags["model_digest"]:
-            return
-    uri = ""
-    for model in client.search_logged_models(
-        [client.get_run(run_id).info.experiment_id],
-        f"source_run_id = '{run_id}' AND tags.model_digest = '{tags['model_digest']}'",
-    ):
-        if model.status == LoggedModelStatus.READY:
-            uri = model.model_uri
-        else:
-            client.delete_logged_model(model.model_id)
-    if not uri:
-        uri = _log_model(run_id, path, class_names, tags)
-    mlflow.register_model(uri, MODEL_NAME, tags=tags)
-
-
-def _log_model(run_id: str, path: Path, class_names: Sequence[str], tags: dict[str, str]) -> str:
-    """The URI of the servable model, in the store with all that it needs."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-
-    outputs = [ColSpec(DataType.string, "prediction")]
-    outputs += [ColSpec(DataType.double, f"probability_{name}") for name in class_names]
-    package = Path(cnnpipe.__file__).parent
-    with warnings.catch_warnings(), mlflow.start_run(run_id=run_id, log_system_metrics=False):
-        # It asks for an example of the input, which the signature makes unnecessary.
-        warnings.simplefilter("ignore", UserWarning)
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(package / "serving" / "pyfunc.py"),
-            artifacts={"model": str(path.resolve())},
-            code_paths=[str(package)],
-            signature=ModelSignature(
-                inputs=Schema([ColSpec(DataType.binary, "image")]), outputs=Schema(outputs)
-            ),
-            pip_requirements=_requirements(),
-            tags=tags,
-        )
-    return str(info.model_uri)
-
-
-def _requirements() -> list[str]:
-    """What a prediction needs, in the versions that are installed."""
-    names = ("mlflow", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "safetensors",
-             "scipy", "simplejpeg", "tifffile", "torch")  # fmt: skip
-    # A local label such as +cpu names a build that a package index may not have.
-    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in names]

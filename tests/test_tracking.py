@@ -27,8 +27,9 @@ from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Regi
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Tracker
 
 from benchmarks.drills.tracker import Server
-from cnnpipe import sweep_view, tracking
+from cnnpipe import mlflow_store, registry, sweep_view, tracking
 from cnnpipe.errors import RunFailed, UserError
+from cnnpipe.origin import digest
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +47,7 @@ def _in_store(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def client() -> mlflow.MlflowClient:
-    return mlflow.MlflowClient(tracking._uri())
+    return mlflow.MlflowClient(mlflow_store.address())
 
 
 def test_a_run_bears_the_experiments_name_and_what_made_it(
@@ -95,7 +96,7 @@ def points(run_id: str, key: str = "val/loss") -> list[tuple[int, float]]:
 
 
 def runs() -> list[mlflow.entities.Run]:
-    experiment = client().get_experiment_by_name(tracking.EXPERIMENT)
+    experiment = client().get_experiment_by_name(mlflow_store.EXPERIMENT)
     return list(client().search_runs([experiment.experiment_id], max_results=10_000))
 
 
@@ -106,7 +107,7 @@ def outbox() -> list[Path]:
 @pytest.fixture
 def away(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """`away(True)`: from now on MLflow cannot be reached; `away(False)`: it is back."""
-    connect, send = tracking._connect, tracking._Target.send
+    connect, send = tracking.connect, tracking._Target.send
     is_away = False
 
     def connected() -> str:
@@ -123,7 +124,7 @@ def away(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
         nonlocal is_away
         is_away = on
 
-    monkeypatch.setattr(tracking, "_connect", connected)
+    monkeypatch.setattr(tracking, "connect", connected)
     monkeypatch.setattr(tracking._Target, "send", sent)
     return switch
 
@@ -190,7 +191,7 @@ def test_a_tracker_that_goes_away_and_comes_back_misses_nothing(
 def test_a_tracker_that_is_not_there_is_told_everything_later(
     away: Callable[[bool], None], model: Path, capsys: pytest.CaptureFixture[str], interrupted: bool
 ) -> None:
-    before = {run.info.run_id for run in runs()} if tracking.prepare_store() else set()
+    before = {run.info.run_id for run in runs()} if mlflow_store.prepare_store() else set()
     away(True)
     began = time.time() * 1000
     with suppress(KeyboardInterrupt), tracking.start_run("mine", {"device": "cpu"}) as run:
@@ -222,7 +223,7 @@ def test_a_tracker_that_is_not_there_is_told_everything_later(
 def test_a_sender_that_is_killed_at_any_moment_sends_nothing_twice(
     away: Callable[[bool], None], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracking.prepare_store()
+    mlflow_store.prepare_store()
     count = len(runs())
     away(True)
     with tracking.start_run("x", {}) as run:
@@ -251,7 +252,7 @@ def test_a_sender_that_is_killed_at_any_moment_sends_nothing_twice(
 def test_a_training_that_is_resumed_while_the_tracker_is_away_is_one_run(
     away: Callable[[bool], None], model: Path
 ) -> None:
-    tracking.prepare_store()
+    mlflow_store.prepare_store()
     count = len(runs())
     away(True)
     with suppress(KeyboardInterrupt), tracking.start_run("x", {}) as first:
@@ -282,7 +283,7 @@ def test_a_short_absence_at_the_start_leaves_mlflows_own_id(away: Callable[[bool
 
 
 def test_two_that_send_at_once_send_nothing_twice(away: Callable[[bool], None]) -> None:
-    tracking.prepare_store()
+    mlflow_store.prepare_store()
     count = len(runs())
     away(True)
     with tracking.start_run("x", {}) as run:
@@ -306,8 +307,8 @@ def test_two_that_send_at_once_send_nothing_twice(away: Callable[[bool], None]) 
 def test_a_locked_store_costs_seconds_and_no_point(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "_LOCKED_S", 0.2)
-    tracking.prepare_store()
+    monkeypatch.setattr(mlflow_store, "_LOCKED_S", 0.2)
+    mlflow_store.prepare_store()
     other = sqlite3.connect(store / "mlflow.db", isolation_level=None)
     with tracking.start_run("x", {}) as run:
         run.log_metrics({"val/loss": 1.0}, step=1)
@@ -332,7 +333,7 @@ def test_a_locked_store_costs_seconds_and_no_point(
 def test_a_server_that_never_answers_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "_SLOW_S", 0.2)
+    monkeypatch.setattr(mlflow_store, "SLOW_S", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -372,7 +373,7 @@ def test_a_server_that_is_slow_from_the_start_is_asked_no_more_than_needed(
         def log_message(self, *arguments: object) -> None:
             pass
 
-    monkeypatch.setattr(tracking, "_SLOW_S", 1)
+    monkeypatch.setattr(mlflow_store, "SLOW_S", 1)
     with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
@@ -407,8 +408,8 @@ def test_a_real_server_that_comes_up_later_is_told_everything(
 def test_an_experiment_that_was_deleted_meanwhile_does_not_end_the_training(
     away: Callable[[bool], None],
 ) -> None:
-    tracking.prepare_store()
-    experiment = client().get_experiment_by_name(tracking.EXPERIMENT)
+    mlflow_store.prepare_store()
+    experiment = client().get_experiment_by_name(mlflow_store.EXPERIMENT)
     away(True)
     with tracking.start_run("x", {}) as run:
         run.log_metrics({"val/loss": 1.0}, step=1)
@@ -422,7 +423,7 @@ def test_an_experiment_that_was_deleted_meanwhile_does_not_end_the_training(
 def test_a_slow_tracker_is_asked_once_and_told_the_rest_at_the_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "_SLOW_S", 0)
+    monkeypatch.setattr(mlflow_store, "SLOW_S", 0)
     with tracking.start_run("x", {}) as run:
         run.log_metrics({"val/loss": 1.0}, step=1)
         run.log_metrics({"val/loss": 0.5}, step=2)
@@ -461,7 +462,7 @@ def test_what_mlflow_refuses_is_said_and_keeps_nothing_else_back(
 def test_a_request_whose_answer_is_lost_is_not_done_twice(
     model: Path, monkeypatch: pytest.MonkeyPatch, to: type, request_: str
 ) -> None:
-    tracking.prepare_store()
+    mlflow_store.prepare_store()
     before = {run.info.run_id for run in runs()}
     answer = getattr(to, request_)
     lost: list[str] = []
@@ -518,7 +519,7 @@ def test_what_mlflow_can_never_take_holds_nothing_else_back(
 def test_what_was_being_sent_when_the_user_stopped_it_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tracking.prepare_store()
+    mlflow_store.prepare_store()
 
     def hang(*arguments: object, **more: object) -> None:
         raise KeyboardInterrupt
@@ -528,7 +529,7 @@ def test_what_was_being_sent_when_the_user_stopped_it_is_kept(
         tracking.start_run("x", {}) as run,
         monkeypatch.context() as patch,
     ):
-        patch.setattr(tracking, "_is_remote", lambda uri: True)  # only there it is a wait
+        patch.setattr(tracking, "is_remote", lambda: True)  # only there it is a wait
         patch.setattr(mlflow.MlflowClient, "log_batch", hang)
         run.log_metrics({"val/loss": 1.0}, step=1)
     with tracking.start_run("another", {}):
@@ -562,7 +563,7 @@ def test_a_store_that_mlflow_cannot_use_ends_the_run_before_it_begins(
 
 
 def test_another_password_is_no_other_tracker(tmp_path: Path) -> None:
-    folders = [tracking._shown(f"http://{who}127.0.0.1:5000/") for who in ("", "me:a@", "me:b@")]
+    folders = [mlflow_store.shown(f"http://{who}127.0.0.1:5000/") for who in ("", "me:a@", "me:b@")]
     assert set(folders) == {"http://127.0.0.1:5000"}
 
 
@@ -579,156 +580,27 @@ def test_data_are_logged_with_digest_and_class_counts() -> None:
 
 def test_a_model_that_is_not_there_is_named() -> None:
     with pytest.raises(UserError, match="models:/nothing/1: no such model"):
-        tracking.find_model_file("models:/nothing/1")
+        registry.find_model_file("models:/nothing/1")
 
 
 def test_the_digest_changes_with_the_content_and_the_order(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     a.write_text("1")
     b.write_text("2")
-    assert tracking.digest(a, b) != tracking.digest(b, a)
-    before = tracking.digest(a, b)
+    assert digest(a, b) != digest(b, a)
+    before = digest(a, b)
     b.write_text("3")
-    assert tracking.digest(a, b) != before
-
-
-def evaluated(name: str, accuracy: float | None = 0.5, **metrics: float) -> str:
-    """The id of a run of that name; it was evaluated unless its accuracy is None."""
-    with tracking.start_run(name, {}) as run:
-        run.log_params({"model.filters": 20})
-        run.log_metrics({"test/accuracy": accuracy, **metrics})
-    return run.id
-
-
-def test_runs_are_found_by_id_beginning_name_and_experiment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    first = evaluated("found by 'name\" 😀")
-    monkeypatch.setenv("DVC_EXP_NAME", "sunny-lyre")
-    second = evaluated("")
-    client().update_run(second, name="renamed since")
-    for names, expected in [
-        ([first], [first]), ([first[:6]], [first]), (["found by 'name\" 😀"], [first]),
-        (["sunny-lyre"], [second]), (["renamed since", second[:9], first], [second, first]),
-    ]:  # fmt: skip
-        assert [run.id for run in tracking.find_runs(names)] == expected
-    (found,) = tracking.find_runs([first])
-    assert (found.name, found.params, found.metrics) == (
-        "found by 'name\" 😀", {"model.filters": "20"}, {"test/accuracy": 0.5},
-    )  # fmt: skip
-
-
-def test_the_last_evaluated_runs_are_found_and_no_others() -> None:
-    evaluated("only trained", None)
-    gone = evaluated("deleted")
-    there = [evaluated("last", accuracy) for accuracy in (0.0, 0.9, 0.1)]
-    client().delete_run(gone)
-    evaluated("only trained", None)
-    assert [run.id for run in tracking.find_runs([], most=3)] == there[::-1]
-    assert gone not in [run.id for run in tracking.find_runs([], most=10_000)]
-
-
-def test_a_run_that_cannot_be_compared_is_named_with_the_reason() -> None:
-    twins = [evaluated("twin"), evaluated("twin")]
-    gone = evaluated("gone")
-    client().delete_run(gone)
-    evaluated("trained", None)
-    for name, message in [
-        ("nobody", "nobody: no such run: name it by its id"),
-        (twins[0][:5], "no such run"),
-        ("%", "no such run"),
-        ("twin", f"twin: 2 runs fit: name one by its id, {twins[1][:12]} or {twins[0][:12]}"),
-        ("gone", f"gone: the run was deleted: `mlflow runs restore --run-id {gone}`"),
-        ("trained", "trained: the run was not evaluated"),
-    ]:
-        with pytest.raises(UserError) as error:
-            tracking.find_runs([name])
-        assert message in str(error.value)
-        assert "\n" not in str(error.value)
-
-
-def test_a_beginning_that_several_ids_have_is_ambiguous(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = mlflow.entities.Run(
-        mlflow.entities.RunInfo("a" * 32, "1", "me", "FINISHED", 0, 0, "active", run_name="x"),
-        mlflow.entities.RunData([mlflow.entities.Metric("test/accuracy", 0.5, 0, 0)]),
-    )
-    other = mlflow.entities.Run(
-        mlflow.entities.RunInfo("a" * 31 + "b", "1", "me", "FINISHED", 0, 0, "active"), run.data
-    )
-    with pytest.raises(UserError, match="aaaaaaa: 2 runs fit"):
-        tracking._named("aaaaaaa", [run, other])
-    assert tracking._named("a" * 32, [run, other]) is run
-
-
-def test_where_there_is_no_store_yet_none_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no evaluated run yet: run `dvc repro`"):
-        tracking.find_runs([])
-    with pytest.raises(UserError, match="x: no such run"):
-        tracking.find_runs(["x"])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_reading_runs_changes_nothing_in_the_store(store: Path) -> None:
-    run_id = evaluated("read", **{"val/loss": 1.0})
-    before = client().get_run(run_id).to_dictionary()
-    tracking.find_runs([run_id])
-    tracking.read_history(run_id, ["val/loss"])
-    assert tracking.read_predictions(run_id) is None
-    assert client().get_run(run_id).to_dictionary() == before
-
-
-def test_older_runs_have_their_time_by_epoch_alone() -> None:
-    with tracking.start_run("x", {}) as run:
-        for epoch, seconds in ((1, 2.0), (2, 3.0)):
-            run.log_metrics({"train/seconds_per_epoch": seconds, "val/loss": 1 / epoch}, step=epoch)
-        run.log_metrics({"val/accuracy": 0.5}, step=2)
-        run.log_metrics({"test/accuracy": 0.5})
-    (found,) = tracking.find_runs([run.id])
-    assert found.metrics["train/seconds"] == 5
-    history = tracking.read_history(run.id, ["val/loss", "val/accuracy", "train/loss"])
-    assert history.index.tolist() == [1, 2]
-    assert history["val/loss"].tolist() == [1, 0.5]
-    assert history["val/accuracy"].dropna().tolist() == [0.5]
-    assert history["train/loss"].isna().all()
-    assert evaluated("newer", **{"train/seconds": 7.0, "train/seconds_per_epoch": 1.0})
-    assert tracking.find_runs([], most=1)[0].metrics["train/seconds"] == 7
-
-
-def test_predictions_are_read_as_the_text_they_are(tmp_path: Path) -> None:
-    file = tmp_path / "predictions.csv"
-    file.write_text("path,label,sha256,prediction,probability_NA\n1,NA,0012,None,0.5\n")
-    with tracking.start_run("x", {}) as run:
-        run.log_file(file, "test")
-    table = tracking.read_predictions(run.id)
-    assert table is not None
-    assert table.to_dict("records") == [
-        {"path": "1", "label": "NA", "sha256": "0012", "prediction": "None"}
-    ]
-    file.write_text("nonsense\n1,2\n")
-    with tracking.start_run("x", {}) as run:
-        run.log_file(file, "test")
-    assert tracking.read_predictions(run.id) is None
-
-
-def test_a_tracker_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    with pytest.raises(RunFailed, match="no MLflow server answers there") as error:
-        tracking.find_runs([])
-    assert "\n" not in str(error.value)
+    assert digest(a, b) != before
 
 
 def test_a_deleted_experiment_says_how_to_get_it_back(store: Path) -> None:
-    experiment = tracking.prepare_store() and client().get_experiment_by_name(tracking.EXPERIMENT)
+    experiment = mlflow_store.prepare_store() and client().get_experiment_by_name(
+        mlflow_store.EXPERIMENT
+    )
     client().delete_experiment(experiment.experiment_id)
     try:
         with pytest.raises(UserError, match="mlflow experiments restore"):
-            tracking.prepare_store()
+            mlflow_store.prepare_store()
     finally:
         client().restore_experiment(experiment.experiment_id)
 
@@ -751,12 +623,12 @@ def test_an_image_that_the_run_has_is_not_sent_again() -> None:
 
 
 def test_the_experiment_has_a_view_for_sweeps_also_one_from_before(tmp_path: Path) -> None:
-    tracking.prepare_store()
-    experiment = client().get_experiment_by_name(tracking.EXPERIMENT)
+    mlflow_store.prepare_store()
+    experiment = client().get_experiment_by_name(mlflow_store.EXPERIMENT)
     assert experiment.tags[sweep_view.KEY] == sweep_view.view()
     client().delete_experiment_tag(experiment.experiment_id, sweep_view.KEY)
-    tracking.prepare_store()
-    experiment = client().get_experiment_by_name(tracking.EXPERIMENT)
+    mlflow_store.prepare_store()
+    experiment = client().get_experiment_by_name(mlflow_store.EXPERIMENT)
     assert experiment.tags[sweep_view.KEY] == sweep_view.view()
     head, _, packed = sweep_view.view().partition(";")
     assert head == "deflate" and len(sweep_view.view()) < 5000  # the most that a tag may be long

@@ -41,7 +41,7 @@ def as_text(comparison: Comparison, width: int) -> str:
         header = [*names, "mean accuracy", "sd", "runs"]
         rows = [group_cells(group) for group in comparison.groups]
         lines += ["", "by seed, all else equal:"]
-        lines += _aligned(header, rows, len(names))
+        lines += aligned(header, rows, len(names))
         if note := groups_note(comparison):
             lines.append(f"({note})")
     return "\n".join(lines)
@@ -190,7 +190,7 @@ def _runs_table(comparison: Comparison, width: int) -> list[str]:
             params = [run.params.get(name, "-") for name in names]
             rows.append([_short(printable(label), letters), *([test_set] if sets else []), *params,
                          *(cells[i] for i in metrics)])  # fmt: skip
-        lines = _aligned(header, rows, 1 + len(sets) + num_params)
+        lines = aligned(header, rows, 1 + len(sets) + num_params)
         if len(lines[1]) <= width:
             break
     hidden = comparison.differing[num_params:]
@@ -203,8 +203,11 @@ def _runs_table(comparison: Comparison, width: int) -> list[str]:
     return lines
 
 
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int) -> list[str]:
-    """The header, a line and the rows, the first so many columns to the left, else to the right."""
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int) -> list[str]:
+    """The header, a line and the rows, the first so many columns to the left, else to the right.
+
+    What a terminal would act on is escaped, and long cells are cut.
+    """
     table = [[_short(printable(cell)) for cell in row] for row in [header, *rows]]
     widths = [max(map(_columns, cells)) for cells in zip(*table, strict=True)]
     lines = []

@@ -29,6 +29,7 @@ from cnnpipe.evaluation.metrics import (
 from cnnpipe.evaluation.report import MOST_FILTERS, Evaluated, filter_pictures, report
 from cnnpipe.network.classifier import Classifier
 from cnnpipe.network.summary import summarize
+from cnnpipe.origin import origin
 from cnnpipe.params import Params
 from cnnpipe.training.batches import Batches
 from cnnpipe.training.loop import Epoch, choose_device, keep_freed_memory, predict
@@ -162,14 +163,14 @@ def _history() -> pd.DataFrame:
 
 def _facts(run_id: str) -> dict[str, str]:
     """The code, the versions and the run, for the report."""
-    origin = tracking.origin()
-    commit = origin.get("git_commit", "unknown")
+    made_by = origin()
+    commit = made_by.get("git_commit", "unknown")
     packages = ("torch", "numpy", "pillow", "dvc", "mlflow")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
-    experiment = origin.get("dvc_experiment")
+    experiment = made_by.get("dvc_experiment")
     return {
         "code": f"cnnpipe {cnnpipe.__version__}, commit {commit[:12]}"
-        + (" with uncommitted changes" if origin.get("git_dirty") == "true" else ""),
+        + (" with uncommitted changes" if made_by.get("git_dirty") == "true" else ""),
         "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
         **({"DVC experiment": experiment} if experiment else {}),
         "MLflow run": run_id,

@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from cnnpipe.evaluation.diagnosis import about_training
 from cnnpipe.network.classifier import Classifier, Preparation
 from cnnpipe.network.model import build
 from cnnpipe.network.summary import Summary, summarize
+from cnnpipe.origin import digest
 from cnnpipe.params import Params
 from cnnpipe.training.batches import Batches, channel_statistics
 from cnnpipe.training.checkpoint import open_checkpoints
@@ -49,7 +51,7 @@ def run(params: Params) -> None:
         UserError: an input is missing, or the network does not fit the number of classes.
         RunFailed: the training diverges.
     """
-    images, _ = open_images("data/resized")
+    images, known = open_images("data/resized")
     table = manifest.read("data/split.csv", manifest.SPLIT_COLUMNS, "split")
     class_names = manifest.read_class_names("data/resized")
     if len(table) != len(images):
@@ -80,7 +82,7 @@ def run(params: Params) -> None:
         for rows in splits.values()
     )
     architecture = params.model.architecture
-    data_hash = tracking.digest("data/resized/manifest.csv", "data/split.csv")
+    data_hash = digest("data/resized/manifest.csv", "data/split.csv")
     with (
         open_checkpoints(_fingerprint(params, data_hash)) as checkpoints,
         tracking.start_run(
@@ -96,6 +98,7 @@ def run(params: Params) -> None:
             print(f"goes on after epoch {num_resumed}, step {at['step']}", flush=True)
         classifier = Classifier(network, params.model, preparation, tuple(class_names), tracked.id)
         _log_start(tracked, params, summary, table, data_hash, images, splits)
+        _log_images(tracked, table.assign(sha256=known["sha256"]))
         history: list[Epoch] = []
 
         def on_epoch(epoch: Epoch) -> None:
@@ -128,6 +131,7 @@ def run(params: Params) -> None:
         if not tracked.experiment_id:  # MLflow was away at the start: if it is back, it has an id
             tracked.deliver()
         replace(classifier, run_id=tracked.id).save("models/model.safetensors")
+        tracked.log_model_file("models/model.safetensors")
         with whole_file("models/run.json") as part:
             ids = {"run_id": tracked.id, "experiment_id": tracked.experiment_id}
             part.write_text(json.dumps({**ids, "warnings": warnings}, indent=2) + "\n")
@@ -144,7 +148,7 @@ def _fingerprint(params: Params, data_hash: str) -> str:
     resize = params.resize.model_dump(exclude={"workers"})
     sections = [params.base.model_dump(), resize, params.model.model_dump(),
                 params.train.model_dump()]  # fmt: skip
-    code = tracking.digest(*sorted(Path(cnnpipe.__file__).parent.rglob("*.py")))
+    code = digest(*sorted(Path(cnnpipe.__file__).parent.rglob("*.py")))
     text = json.dumps([sections, data_hash, code, torch.__version__])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -214,6 +218,14 @@ def _log_data_quality(tracked: tracking.Run, table: pd.DataFrame, images: Images
         tracked.log_figure(
             figures.picture_grid(images[rows], captions, title), "data/conflicts.png"
         )
+
+
+def _log_images(tracked: tracking.Run, table: pd.DataFrame) -> None:
+    """Which images there were, and in which split: what a model has been trained on, for ever."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "images.csv.gz"  # half a megabyte for 10,000
+        manifest.write(table, path, {"path": str, "label": str, "sha256": str, "split": str})
+        tracked.log_file(path, "data")
 
 
 def _sample_rows(table: pd.DataFrame, rows: np.ndarray, most: int = 24) -> np.ndarray:

@@ -106,7 +106,7 @@ def test_an_interrupted_flow_lets_the_stage_tell_the_tracker(
     assert output.endswith("cnnpipe: interrupted\n")
     listed = call(
         sys.executable, "-c",
-        "from cnnpipe import tracking; import mlflow; tracking.prepare_store();"
+        "from cnnpipe import mlflow_store; import mlflow; mlflow_store.prepare_store();"
         "print(mlflow.search_runs(experiment_names=['cnnpipe']).status[0])",
     ).stdout  # fmt: skip
     assert listed.splitlines()[-1] == "KILLED"

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cnnpipe import tracking
+from cnnpipe import mlflow_store
 from cnnpipe.data.decode import Decoded, UnreadableImage
 from cnnpipe.data.manifest import (
     COLUMNS,
@@ -205,7 +205,7 @@ def test_evaluate_again_uses_the_same_run_and_registers_no_second_version(
     evaluate.run(params)
     ids = json.loads(Path("reports/test/run.json").read_text())
     assert ids.items() <= json.loads(Path("models/run.json").read_text()).items()
-    mlflow.set_tracking_uri(tracking.local_store())
+    mlflow.set_tracking_uri(mlflow_store.local_store())
     client = mlflow.MlflowClient()
     assert len(client.search_model_versions("name = 'cnnpipe'")) == 1
 
@@ -219,7 +219,7 @@ def test_an_interrupted_training_goes_on_in_the_same_run_and_no_point_is_doubled
     train.run(params)
     expected = pd.read_csv("reports/train/history.csv").drop(columns="seconds")
     uninterrupted = Classifier.load("models/model.safetensors").network.state_dict()
-    client = mlflow.MlflowClient(tracking.local_store())
+    client = mlflow.MlflowClient(mlflow_store.local_store())
 
     write_history = train._write_history
 
@@ -253,7 +253,7 @@ def test_evaluate_copes_with_a_run_that_is_gone(workspace: Path, fate: str) -> N
     run_file = Path("models/run.json")
     ids = json.loads(run_file.read_text())
     if fate == "deleted":
-        mlflow.set_tracking_uri(tracking.local_store())
+        mlflow.set_tracking_uri(mlflow_store.local_store())
         mlflow.MlflowClient().delete_run(ids["run_id"])
     else:
         ids["run_id"] = "0" * 32
@@ -271,10 +271,10 @@ def test_evaluate_copes_with_a_run_that_is_gone(workspace: Path, fate: str) -> N
 def test_train_and_evaluate_with_mlflow_out_of_reach_are_one_run_of_it_later(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "_LOCKED_S", 0.1)
+    monkeypatch.setattr(mlflow_store, "_LOCKED_S", 0.1)
     params = load("params.yaml")
     params = params.model_copy(update={"base": params.base.model_copy(update={"seed": 8})})
-    client = mlflow.MlflowClient(tracking.local_store(), tracking.local_store())
+    client = mlflow.MlflowClient(mlflow_store.local_store(), mlflow_store.local_store())
     experiment_id = json.loads(Path("models/run.json").read_text())["experiment_id"]
     before = {run.info.run_id for run in client.search_runs([experiment_id])}
     with closing(sqlite3.connect("mlflow.db", isolation_level=None)) as other:
@@ -442,7 +442,7 @@ def test_copies_of_contradicting_labels_are_listed_and_shown_and_never_split(
     table = read("data/split.csv", SPLIT_COLUMNS, "split")
     assert (table.groupby("group")["split"].nunique() == 1).all()
     train.run(params.model_copy(update={"train": params.train.model_copy(update={"epochs": 1})}))
-    client = mlflow.MlflowClient(tracking.local_store())
+    client = mlflow.MlflowClient(mlflow_store.local_store())
     run_id = json.loads(Path("models/run.json").read_text())["run_id"]
     found = client.get_run(run_id).data.metrics
     assert found["data/images"] == 1801 and found["data/quarantined"] == 0
