@@ -40,6 +40,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 import cnnpipe
 from cnnpipe import registry
@@ -47,6 +48,8 @@ from cnnpipe.errors import RunFailed, UserError
 from cnnpipe.origin import md5, origin, sha256
 from cnnpipe.outbox import Outbox, open_outbox, waiting
 
+PARENT_VARIABLE = "CNNPIPE_PARENT_RUN"
+"""The environment's variable by which a training learns of the sweep's run that it belongs to."""
 _SENDING_S = 30
 """For sending what has waited; the rest waits on."""
 _SENDING_FIRST_S = 10
@@ -483,6 +486,7 @@ def _origin_tags() -> dict[str, str]:
     """What made the run: the commit, the experiment, the flow, the machine."""
     tags = {
         **origin(),
+        MLFLOW_PARENT_RUN_ID: os.environ.get(PARENT_VARIABLE, ""),
         "dvc_baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
         "prefect_flow_run": os.environ.get("CNNPIPE_FLOW_RUN_ID", ""),
         "cnnpipe_version": cnnpipe.__version__,

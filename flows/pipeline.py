@@ -9,9 +9,7 @@ the stage ran, Skipped where nothing had changed, Restored where its outputs cam
 import json
 import re
 import signal
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -28,6 +26,7 @@ from prefect.tasks import exponential_backoff
 
 from cnnpipe.errors import UserError
 from cnnpipe.params import Params, load
+from flows import commands
 from flows.artifacts import Outputs, show_metrics, show_picture, show_quarantine, show_run
 from flows.reproduction import STAGES, Reproduction, has_gpu
 from flows.settings import Settings, options
@@ -58,15 +57,10 @@ def run_stage(stage: str, reproduction: Reproduction) -> State[Any]:
 @task(task_run_name="judge", cache_policy=NO_CACHE)
 def judge(run_id: str, promote: bool) -> State[Any]:
     """What `cnnpipe promote` says of the model beside the champion; with `promote` it may move."""
-    command = [str(Path(sys.executable).with_name("cnnpipe")), "promote", run_id, "--json"]
-    done = subprocess.run(
-        command if promote else [*command, "--dry-run"], text=True, capture_output=True
-    )
-    for line in done.stderr.splitlines():
-        get_run_logger().warning(line)
-    if done.returncode:
-        return Failed(message=done.stderr.strip().rpartition("\n")[2])
-    decision = json.loads(done.stdout)
+    done = commands.run("cnnpipe", "promote", run_id, "--json", *([] if promote else ["--dry-run"]))
+    if done.code:
+        return Failed(message=done.reason)
+    decision = json.loads(done.output)
     name = "Promoted" if decision["moved"] else "Completed"
     return Completed(name=name, message=decision["reason"], data=decision)
 
@@ -113,7 +107,7 @@ def pipeline(
                 return states[-1]
     if not changes and not any(state.name == "Completed" for state in states):
         if not in_checkout:  # it is what another experiment, or the checkout, is already
-            subprocess.run([sys.executable, "-m", "dvc", "exp", "remove", "-q", name], check=True)
+            commands.run("dvc", "exp", "remove", "-q", name)
         return Completed(name="Skipped", message="nothing has changed")
     outputs = Outputs(None if in_checkout else name)
     tracked = outputs.json("reports/test/run.json")
@@ -152,6 +146,8 @@ def main() -> int:
         )
         return 1
     # A server is required: without one Prefect starts its own for each run and forgets task runs.
+    # A shell's background job ignores it, and so would all that is started from here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with temporary_settings({PREFECT_API_URL: url, PREFECT_SERVER_ANALYTICS_ENABLED: False}):
         try:
             return 0 if pipeline(in_checkout=True, return_state=True).is_completed() else 1

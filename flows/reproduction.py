@@ -4,16 +4,15 @@ import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from prefect import runtime
 from prefect.concurrency.sync import concurrency
+
+from flows import commands
 
 STAGES = ("download", "resize", "split", "train", "evaluate")
 GPU_LIMIT = "gpu"
@@ -26,7 +25,6 @@ _MARK = re.compile(
 _VERDICTS = {":": "Completed", " didn't change, skipping": "Skipped"}
 # Of a workspace that begins empty, DVC says so once for each output.
 _NOISE = "WARNING: No file hash info found for "
-_INTERRUPT_S, _TERMINATE_S = 3.0, 1.0
 
 
 class Reproduction:
@@ -53,6 +51,8 @@ class Reproduction:
         """DVC's exit code, once it has ended."""
         self.refused = False
         """Whether the stage found a mistake of the user's, which no retry mends."""
+        self.stopped = False
+        """Whether it was ended before its time."""
 
     def __enter__(self) -> Self:
         return self
@@ -68,24 +68,8 @@ class Reproduction:
     def start(self) -> None:
         """Begins, or begins anew."""
         self.stop()
-        self._ahead, self.code, self.refused = "", None, False
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "dvc", *self.arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-            env={
-                **os.environ,
-                # dvc.yaml's commands are to be found where this Python is.
-                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-                "PYTHONUNBUFFERED": "1",
-                "CNNPIPE_FLOW_RUN_ID": str(runtime.flow_run.id),
-                **self._variables,
-            },
-        )
+        self._ahead, self.code, self.refused, self.stopped = "", None, False, False
+        self._process = commands.start("dvc", *self.arguments, variables=self._variables)
 
     def stage(self, name: str) -> Iterator[str]:
         """What is said up to the beginning of another stage; sets `verdict` and `reason`.
@@ -111,37 +95,16 @@ class Reproduction:
                 yield line
                 if mark and self.uses_gpu and name == "train" and self.verdict == "Completed":
                     # Python takes longer to start than this line to get here.
-                    self._signal(signal.SIGSTOP)
+                    os.killpg(self._process.pid, signal.SIGSTOP)
                     slot.enter_context(concurrency(GPU_LIMIT, strict=True))
-                    self._signal(signal.SIGCONT)
+                    os.killpg(self._process.pid, signal.SIGCONT)
         self.code = self._process.wait()
 
     def stop(self) -> None:
-        """Ends DVC, its stage, and everything that they started.
-
-        An interrupt lets DVC remove its workspace and the stage tell MLflow; what takes too long is
-        killed. What counts is when the last process of the group is gone.
-        """
-        if self._process is None:
-            return
-        with suppress(ProcessLookupError):
-            for number, seconds in (
-                (signal.SIGINT, _INTERRUPT_S),
-                (signal.SIGTERM, _TERMINATE_S),
-                (signal.SIGKILL, _TERMINATE_S),
-            ):
-                self._signal(number)
-                self._signal(signal.SIGCONT)
-                deadline = time.monotonic() + seconds
-                while time.monotonic() < deadline:
-                    self._process.poll()  # or DVC would stay as a zombie, and the group with it
-                    os.killpg(self._process.pid, 0)
-                    time.sleep(0.05)
-        self._process.wait()
-
-    def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        os.killpg(self._process.pid, number)
+        """Ends DVC, its stage, and everything that they started."""
+        if self._process is not None:
+            self.stopped |= self._process.poll() is None
+            commands.stop(self._process)
 
     def _lines(self) -> Iterator[str]:
         assert self._process is not None and self._process.stdout is not None

@@ -27,9 +27,11 @@ def _form(section: type[Section]) -> Any:
     return create_model(section.__name__, __config__=config, __doc__=section.__doc__, **fields)
 
 
+# The rules of promotion are those of the checkout, whatever an experiment tries.
 _FORMS: dict[str, Any] = {
     name: _form(field.annotation)  # type: ignore[arg-type]
     for name, field in Params.model_fields.items()
+    if name != "promote"
 }
 _SECTIONS: dict[str, Any] = {name: (form, form()) for name, form in _FORMS.items()}
 _Sections: Any = create_model(
