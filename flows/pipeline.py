@@ -100,11 +100,12 @@ def pipeline(
                 run = run_stage.with_options(
                     retries=3,
                     retry_delay_seconds=exponential_backoff(5),
-                    retry_condition_fn=lambda *_: not reproduction.refused,
+                    # Of what went wrong while it ran, and is not the user's to mend.
+                    retry_condition_fn=lambda *_: reproduction.ran and not reproduction.refused,
                 )
             states.append(run(stage, reproduction, return_state=True))
             if not states[-1].is_completed():
-                return states[-1]
+                return Failed(message=f"{stage}: {states[-1].message}")
     if not changes and not any(state.name == "Completed" for state in states):
         if not in_checkout:  # it is what another experiment, or the checkout, is already
             commands.run("dvc", "exp", "remove", "-q", name)
@@ -116,7 +117,7 @@ def pipeline(
     show_quarantine(outputs)
     judged: State[Any] = judge(tracked["run_id"], promote, return_state=True)
     if not judged.is_completed():
-        return judged
+        return Failed(message=f"judge: {judged.message}")
     show_metrics(judged.result())
     return Completed(message=judged.message)
 

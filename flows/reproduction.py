@@ -54,6 +54,11 @@ class Reproduction:
         self.stopped = False
         """Whether it was ended before its time."""
 
+    @property
+    def ran(self) -> bool:
+        """Whether the stage last read was run."""
+        return self.verdict == "Completed"
+
     def __enter__(self) -> Self:
         return self
 
@@ -93,7 +98,7 @@ class Reproduction:
                 if line.startswith("cnnpipe: ") or not self.reason.startswith("cnnpipe: "):
                     self.reason = line
                 yield line
-                if mark and self.uses_gpu and name == "train" and self.verdict == "Completed":
+                if mark and self.uses_gpu and name == "train" and self.ran:
                     # Python takes longer to start than this line to get here.
                     os.killpg(self._process.pid, signal.SIGSTOP)
                     slot.enter_context(concurrency(GPU_LIMIT, strict=True))

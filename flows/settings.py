@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,9 +63,14 @@ class Settings(_Sections):
 
 
 def options(changes: Mapping[str, Any]) -> list[str]:
-    """The changes as options of `dvc exp run`; text is quoted, as its signs may mean something."""
-    return [
-        part
-        for name, value in changes.items()
-        for part in ("-S", f"{name}={json.dumps(value, ensure_ascii=False)}")
-    ]
+    """The changes as options of `dvc exp run`."""
+    return [part for name, value in changes.items() for part in ("-S", f"{name}={_written(value)}")]
+
+
+def _written(value: Any) -> str:
+    """The value in Hydra's grammar, which DVC reads with; a text must not come to mean more."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    # Backslashes are literal but before a quote, and "${" begins a reference.
+    text = re.sub(r'(\\*)("|$)', lambda end: 2 * end[1] + end[2].replace('"', '\\"'), value)
+    return '"' + text.replace("${", r"\${") + '"'

@@ -13,13 +13,20 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 ROOT = Path(__file__).parents[2]
 
 # The article's network on a few digits: seconds a stage.
 PARAMS = """
 base: {seed: 1}
-download: {source: digits, folder: data/inbox, url: null, sha256: null, limit_per_class: 20}
+download:  # in a line of its own each, or DVC would write a URL into it that it cannot read again
+  source: digits
+  folder: data/inbox
+  url: null
+  sha256: null
+  limit_per_class: 20
 resize: {size: 12, mode: stretch, color: grey, max_pixels: 1000000, workers: 1}
 split: {val: 0.2, test: 0.2}
 model: {architecture: article, filters: 4, kernel_size: 3}
@@ -110,6 +117,16 @@ def prefect_api(
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def prefect(prefect_api: str) -> Iterator[SyncPrefectClient]:
+    """A client of that server."""
+    with (
+        temporary_settings({PREFECT_API_URL: prefect_api}),
+        get_client(sync_client=True) as client,
+    ):
+        yield client
 
 
 def answers(url: str) -> bool:
