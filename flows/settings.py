@@ -11,10 +11,14 @@ from pydantic import ConfigDict, create_model, model_serializer
 from cnnpipe.params import Params, Section
 
 
-def _without_defaults(schema: dict[str, Any]) -> None:
-    # What a form shows as default it also sends: nobody means to change all settings at once.
+def _unfilled(schema: dict[str, Any]) -> None:
+    # What a form shows as default it also sends: nobody means to change all settings at once. Nor
+    # can a switch, unlike a choice, be left alone: it would send false.
     for setting in schema["properties"].values():
         setting.pop("default", None)
+        if setting.get("type") == "boolean":
+            del setting["type"]
+            setting["enum"] = [True, False]
 
 
 def _form(section: type[Section]) -> Any:
@@ -24,7 +28,7 @@ def _form(section: type[Section]) -> Any:
         field = copy.copy(known)
         field.default = None
         fields[name] = (known.annotation, field)
-    config = ConfigDict(**{**section.model_config, "json_schema_extra": _without_defaults})
+    config = ConfigDict(**{**section.model_config, "json_schema_extra": _unfilled})
     return create_model(section.__name__, __config__=config, __doc__=section.__doc__, **fields)
 
 
@@ -38,7 +42,7 @@ _SECTIONS: dict[str, Any] = {name: (form, form()) for name, form in _FORMS.items
 _Sections: Any = create_model(
     "_Sections",
     __config__=ConfigDict(
-        extra="forbid", protected_namespaces=(), json_schema_extra=_without_defaults
+        extra="forbid", protected_namespaces=(), json_schema_extra=_unfilled
     ),
     **_SECTIONS,
 )

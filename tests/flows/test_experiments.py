@@ -200,7 +200,7 @@ def test_a_users_mistake_is_not_retried(flow: Callable[..., Ended]) -> None:
     with archive_server(refusals=0) as (url, _, requests):
         done = flow(settings={"download": {"source": "url", "url": url, "sha256": "0" * 64}})
     assert done.state == "Failed"
-    assert done.message.startswith("cnnpipe: ")
+    assert done.message.startswith(f"download: cnnpipe: {url}: what was downloaded does not have")
     assert done.tasks == {"download": "Failed"}
     assert len(requests) == 1
     assert "Retry" not in done.output

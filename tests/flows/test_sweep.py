@@ -1,0 +1,194 @@
+"""Sweeps for real: trials side by side, failures that stop nothing, going on where one stood."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from prefect.client.orchestration import SyncPrefectClient
+from pydantic import TypeAdapter, ValidationError
+
+from cnnpipe.errors import UserError
+from flows import sweep as module
+from flows.sweep import Range, Space
+
+Call = Callable[..., CompletedProcess[str]]
+RUN = """
+import json, sys
+from flows.sweep import sweep
+state = sweep(**json.loads(sys.argv[1]), return_state=True)
+print("ENDED", json.dumps([state.name, state.message, str(state.state_details.flow_run_id)]))
+"""
+RUNS = """
+import json, mlflow
+from cnnpipe import mlflow_store
+mlflow_store.prepare_store()
+runs = mlflow.search_runs(experiment_names=["cnnpipe"], output_format="list")
+print("RUNS", json.dumps([[r.info.run_id, r.info.run_name, r.info.status, r.data.tags,
+                           r.data.params, r.data.metrics] for r in runs]))
+"""
+
+
+@pytest.fixture(scope="module")
+def sweep(call: Call, prefect_api: str, prefect: SyncPrefectClient) -> Callable[..., Any]:
+    """Runs a sweep; its state, message and artifacts."""
+
+    def run(**parameters: Any) -> tuple[str, str, dict[str, str]]:
+        done = call(sys.executable, "-c", RUN, json.dumps(parameters), PREFECT_API_URL=prefect_api)
+        found = re.search("^ENDED (.*)$", done.stdout, re.MULTILINE)
+        assert found, done.stdout
+        state, message, flow_run = json.loads(found[1])
+        artifacts = prefect._client.post(
+            "/artifacts/filter", json={"artifacts": {"flow_run_id": {"any_": [flow_run]}}}
+        ).json()
+        return state, message, {artifact["key"]: artifact["data"] for artifact in artifacts}
+
+    return run
+
+
+def runs(call: Call) -> dict[str, list[Any]]:
+    """MLflow's runs by name: id, name, status, tags, parameters, metrics."""
+    found = re.search("^RUNS (.*)$", call(sys.executable, "-c", RUNS).stdout, re.MULTILINE)
+    assert found
+    return {run[1]: run for run in json.loads(found[1])}
+
+
+GRID = {
+    "name": "sizes",
+    "space": {"model.filters": [3, 4], "model.kernel_size": [3, 14]},
+    "at_once": 2,
+}
+
+
+def test_a_grid_runs_all_combinations_and_a_failure_stops_nothing(
+    call: Call, sweep: Callable[..., Any]
+) -> None:
+    state, message, artifacts = sweep(**GRID)
+    assert state == "Completed"
+    assert re.fullmatch(r"best of 4: sizes-00\d, val_accuracy 0\.\d{4}; 2 failed", message)
+    found = runs(call)
+    assert set(found) == {"sizes", *(f"sizes-00{n}" for n in range(4))}
+    parent = found.pop("sizes")
+    assert (parent[2], parent[4]["search"]) == ("FINISHED", "grid")
+    assert {run[3]["mlflow.parentRunId"] for run in found.values()} == {parent[0]}
+    tried = {
+        (run[4]["model.filters"], run[4]["model.kernel_size"]): run[2] for run in found.values()
+    }
+    assert tried == {
+        ("3", "3"): "FINISHED",
+        ("4", "3"): "FINISHED",
+        ("3", "14"): "FAILED",
+        ("4", "14"): "FAILED",
+    }
+    failed = next(run for run in found.values() if run[2] == "FAILED")
+    assert failed[3]["failure"].startswith("params.yaml: convolution: ")
+    best = max(
+        (run for run in found.values() if run[2] == "FINISHED"),
+        key=lambda run: run[5]["val/accuracy"],
+    )
+    assert parent[5]["best/val_accuracy"] == best[5]["val/accuracy"]
+    rows = artifacts["leaderboard"].splitlines()
+    assert rows[2].startswith("| experiment | model.filters | model.kernel_size | val_accuracy |")
+    assert rows[4].startswith(f"| {message.split()[3].strip(',')} |")
+    assert best[0] in artifacts["leaderboard"]
+    assert [row.split(" | ")[3] for row in rows[6:]] == ["failed", "failed"]
+    for name in call("dvc", "exp", "list", "--name-only").stdout.split():
+        assert name in artifacts["dvc-exp-show"]
+
+
+def test_a_sweep_of_the_same_name_goes_on_and_repeats_nothing(
+    call: Call, sweep: Callable[..., Any]
+) -> None:
+    before = runs(call)
+    state, message, artifacts = sweep(
+        **{**GRID, "space": {"model.filters": [3, 4, 5], "model.kernel_size": [3, 14]}}
+    )
+    assert state == "Completed"
+    assert message.startswith("best of 6: ")
+    assert set(runs(call)) - set(before) == {"sizes-004", "sizes-005"}
+    assert artifacts["leaderboard"].count("| sizes-00") == 6
+
+
+def test_what_was_at_work_when_a_sweep_was_killed_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STUDIES", tmp_path)
+    distributions = module._distributions({"model.filters": [3, 4]}, "optuna")
+    study = module._study("cut", "optuna", "val_loss", 0)
+    done, killed = study.ask(distributions), study.ask(distributions)
+    study.tell(done, 0.5)
+    again = module._study("cut", "optuna", "val_loss", 0)
+    assert module._is_left(again, "optuna", 1)
+    assert again.ask(distributions).params == killed.params
+    with pytest.raises(UserError, match="the sweep cut was begun by val_loss"):
+        module._study("cut", "optuna", "val_accuracy", 0)
+
+
+@pytest.mark.parametrize("search", ["random", "optuna"])
+def test_a_search_asks_for_as_many_trials_as_were_wanted_within_the_ranges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: str
+) -> None:
+    monkeypatch.setattr(module, "STUDIES", tmp_path)
+    space: Space = {
+        "train.learning_rate": Range(low=1e-4, high=1e-2, log=True),
+        "model.filters": Range(low=2, high=30),
+        "train.optimizer": ["adam", "sgd"],
+    }
+    distributions = module._distributions(space, search)
+    study = module._study("some", search, "val_accuracy", 0)
+    tried = []
+    while module._is_left(study, search, 25):
+        trial = study.ask(distributions)
+        trial.set_user_attr("experiment", f"some-{trial.number}")
+        tried.append(trial.params)
+        if trial.number % 5 == 4:
+            trial.set_user_attr("reason", "failed")
+            study.tell(trial, state=TrialState.FAIL)
+        else:
+            study.tell(trial, -abs(trial.params["model.filters"] - 20))
+    assert len(tried) == 25
+    assert all(1e-4 <= params["train.learning_rate"] <= 1e-2 for params in tried)
+    assert all(type(params["model.filters"]) is int for params in tried)
+    assert {params["train.optimizer"] for params in tried} == {"adam", "sgd"}
+    assert isinstance(
+        study.sampler,
+        optuna.samplers.TPESampler if search == "optuna" else optuna.samplers.RandomSampler,
+    )
+    rows = module._rows(study)
+    assert rows[0].score == max(row.score for row in rows if row.score is not None)
+    assert [row.score for row in rows[20:]] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({}, "space is empty"),
+        ({"model.filter": [1]}, "model.filter is no setting"),
+        ({"promote.alpha": [0.1]}, "promote.alpha is no setting"),
+        ({"model.filters": []}, "model.filters has no values"),
+        ({"model.filters": Range(low=1, high=2)}, "model.filters is a range: a grid takes lists"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_refused(space: Space, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        module._distributions(space, "grid")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"low": 2, "high": 1},
+        {"low": 0, "high": 1, "log": True},
+        {"low": 1},
+        {"low": 1, "high": 2, "step": 1},
+    ],
+)  # fmt: skip
+def test_a_range_that_is_none_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(Range).validate_python(wrong)
