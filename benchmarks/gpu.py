@@ -30,6 +30,7 @@ from cnnpipe.training.loop import autocast, fit, keep_freed_memory
 NETWORKS = {
     "article": Model(),
     "residual": Model(architecture="residual", filters=16, blocks=4),
+    "wide residual": Model(architecture="residual", filters=64, blocks=4),
 }
 
 
@@ -132,7 +133,7 @@ def bare(job: Job, train: Batches, precision: str) -> Callable[[], None]:
     def epoch() -> None:
         network.train()
         for _ in range(job.num_batches):
-            with autocast(settings, job.device):
+            with autocast(settings, classifier.model, job.device):
                 logits = classifier.class_logits(classifier.preparation.normalise(batch))
             optimizer.zero_grad()
             F.cross_entropy(logits, targets).backward()
@@ -200,8 +201,9 @@ def main() -> None:
     keep_freed_memory()
     if device.type == "cuda":
         jobs = [
-            Job("article", 300, 128, 32, device), Job("article", 300, 1024, 8, device),
-            Job("residual", 96, 128, 128, device), Job("residual", 224, 128, 32, device),
+            Job("article", 300, 128, 64, device), Job("article", 300, 1024, 8, device),
+            Job("residual", 96, 128, 128, device), Job("residual", 224, 128, 64, device),
+            Job("wide residual", 96, 128, 128, device),
         ]  # fmt: skip
     else:
         jobs = [Job("article", 32, 8, 2, device), Job("residual", 32, 8, 2, device)]
