@@ -1,12 +1,11 @@
-"""Training images a second on a GPU: plain PyTorch, and cnnpipe by precision, residency, compile.
+"""Training images on a GPU: plain PyTorch, and cnnpipe by precision, residency, compile.
 
-`python -m benchmarks.gpu` on a machine with an NVIDIA GPU; about 10 minutes. `--device cpu` runs a
-few tiny images through the same code, to see that it works.
+`python -m benchmarks.gpu` on a machine with an NVIDIA GPU; more than 5 minutes, with a table after
+each. `--device cpu` runs a few tiny images through the same code, to see that it works.
 """
 
 import argparse
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.harness import Row, faster, medians, report
+from benchmarks.harness import Row, faster, in_turn, report
 from cnnpipe.data.decode import MAX_PIXELS
 from cnnpipe.data.store import Images, Shard, shard_writer
 from cnnpipe.network import build
@@ -31,6 +30,7 @@ from cnnpipe.training.loop import autocast, fit, keep_freed_memory
 NETWORKS = {
     "article": Model(),
     "residual": Model(architecture="residual", filters=16, blocks=4),
+    "wide residual": Model(architecture="residual", filters=64, blocks=4),
 }
 
 
@@ -87,8 +87,8 @@ class Arrays(Dataset):
         return torch.from_numpy(self.images[i]).permute(2, 0, 1).float() / 255, i % 2
 
 
-def plain(job: Job, images: Images) -> float:
-    """Seconds of an epoch of plain PyTorch with a DataLoader of 8 workers."""
+def plain(job: Job, images: Images) -> Callable[[], None]:
+    """An epoch of plain PyTorch with a DataLoader of 8 workers."""
     network = job.build()
     optimizer = torch.optim.AdamW(network.parameters())
     loader = DataLoader(
@@ -96,6 +96,7 @@ def plain(job: Job, images: Images) -> float:
     )
 
     def epoch() -> None:
+        network.train()
         for batch, labels in loader:
             optimizer.zero_grad()
             loss = F.cross_entropy(network(batch.to(job.device)), labels.to(job.device))
@@ -103,15 +104,14 @@ def plain(job: Job, images: Images) -> float:
             optimizer.step()
         _synchronize(job.device)
 
-    return _second_of(epoch)
+    return epoch
 
 
-def pipeline(job: Job, images: Images, precision: str, compile: bool, resident: bool) -> float:
-    """Seconds of an epoch of the pipeline's loop."""
+def pipeline(
+    job: Job, train: Batches, val: Batches, precision: str, compile: bool
+) -> Callable[[], None]:
+    """An epoch of the pipeline's loop."""
     classifier = _classifier(job)
-    rows, labels = np.arange(job.num_images), np.arange(job.num_images) % 2
-    train = Batches(images, rows, labels, job.batch_size, job.device, resident)
-    val = Batches(images, rows[:2], labels[:2], job.batch_size, job.device, resident)
     settings = Train.model_validate(
         {"epochs": 1, "optimizer": "adamw", "precision": precision, "compile": compile}
     )
@@ -120,30 +120,27 @@ def pipeline(job: Job, images: Images, precision: str, compile: bool, resident: 
         fit(classifier, train, val, settings, None, 0, job.device, lambda _: None)
         _synchronize(job.device)
 
-    return _second_of(epoch)
+    return epoch
 
 
-def bare(job: Job, images: Images, precision: str) -> float:
-    """Seconds of as many bare steps on a batch that is on the device."""
+def bare(job: Job, train: Batches, precision: str) -> Callable[[], None]:
+    """As many bare steps on a batch that is on the device."""
     classifier = _classifier(job)
     network, settings = classifier.network, Train.model_validate({"precision": precision})
-    labels = np.arange(job.batch_size) % 2
-    batches = Batches(images, np.arange(job.batch_size), labels, job.batch_size, job.device, True)
-    batch, targets = next(batches.in_order())
-    fused = job.device.type == "cuda"
-    optimizer = torch.optim.AdamW(network.parameters(), fused=fused)
+    batch, targets = next(train.in_order())
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
 
     def epoch() -> None:
         network.train()
         for _ in range(job.num_batches):
-            with autocast(settings, job.device):
+            with autocast(settings, classifier.model, job.device):
                 logits = classifier.class_logits(classifier.preparation.normalise(batch))
             optimizer.zero_grad()
             F.cross_entropy(logits, targets).backward()
             optimizer.step()
         _synchronize(job.device)
 
-    return _second_of(epoch)
+    return epoch
 
 
 def _classifier(job: Job) -> Classifier:
@@ -152,41 +149,46 @@ def _classifier(job: Job) -> Classifier:
     return Classifier(network, NETWORKS[job.network], prepared, ("cat", "dog"))
 
 
-def _second_of(epoch: Callable[[], None]) -> float:
-    epoch()
-    started = time.perf_counter()
-    epoch()
-    return time.perf_counter() - started
-
-
 def compare(job: Job, rounds: int, with_compile: bool) -> list[Row]:
     """The rows of one job."""
     what = f"{job.network}, {job.size} px, batches of {job.batch_size}"
+    torch.compiler.reset()  # or after a few networks it would give up and compile no more
+    rows, labels = np.arange(job.num_images), np.arange(job.num_images) % 2
     with random_store(job) as images:
-        cases = {"plain": lambda: plain(job, images)}
+        train, val = (
+            {
+                resident: Batches(
+                    images, rows[:count], labels[:count], job.batch_size, job.device, resident
+                )
+                for resident in (True, False)
+            }
+            for count in (job.num_images, 2)
+        )
+        cases = {"plain": plain(job, images)}
         variants = itertools.product(
             ("float32", "bfloat16"), (False, True) if with_compile else (False,), (True, False)
         )
         for precision, compile, resident in variants:
             name = f"{precision}{' compiled' * compile} {'resident' if resident else 'streamed'}"
-            cases[name] = lambda p=precision, c=compile, r=resident: pipeline(job, images, p, c, r)
+            cases[name] = pipeline(job, train[resident], val[resident], precision, compile)
         for precision in ("float32", "bfloat16"):
-            cases[f"{precision} bare"] = lambda p=precision: bare(job, images, p)
-        seconds = {name: value / job.num_images * 1e6 for name, value in
-                   medians(cases, rounds).items()}  # fmt: skip
-    rows = []
+            cases[f"{precision} bare"] = bare(job, train[False], precision)
+        seconds = {
+            name: value / job.num_images * 1e6 for name, value in in_turn(cases, rounds).items()
+        }
+    compared = []
     for name, ours in seconds.items():
         if name == "plain" or name.endswith("bare"):
             continue
         wanted = 5 if job.network == "residual" else 1
-        rows.append(
+        compared.append(
             faster(f"{what}, {name}", "plain PyTorch", seconds["plain"], ours, "us/image", wanted)
         )
         if "compiled" not in name:
             step = seconds[f"{name.split()[0]} bare"]
             share = 0.95 if name.endswith("resident") else 0.9
-            rows.append(faster(f"{what}, {name}", "bare step", step, ours, "us/image", share))
-    return rows
+            compared.append(faster(f"{what}, {name}", "bare step", step, ours, "us/image", share))
+    return compared
 
 
 def main() -> None:
@@ -199,14 +201,16 @@ def main() -> None:
     keep_freed_memory()
     if device.type == "cuda":
         jobs = [
-            Job("article", 300, 128, 32, device), Job("article", 300, 1024, 8, device),
-            Job("residual", 96, 128, 128, device), Job("residual", 224, 128, 32, device),
+            Job("article", 300, 128, 64, device), Job("article", 300, 1024, 8, device),
+            Job("residual", 96, 128, 128, device), Job("residual", 224, 128, 64, device),
+            Job("wide residual", 96, 128, 128, device),
         ]  # fmt: skip
     else:
         jobs = [Job("article", 32, 8, 2, device), Job("residual", 32, 8, 2, device)]
     rounds, with_compile = (3, True) if device.type == "cuda" else (1, False)
-    rows = [row for job in jobs for row in compare(job, rounds, with_compile)]
-    report(f"gpu_{device.type}", rows, ["torch"])
+    for job in jobs:  # a report each: whoever stops it keeps what it has
+        name = f"gpu_{device.type}_{job.network}_{job.size}_{job.batch_size}".replace(" ", "_")
+        report(name, compare(job, rounds, with_compile), ["torch"])
 
 
 if __name__ == "__main__":

@@ -221,8 +221,11 @@ def report(name: str, rows: Sequence[Row], packages: Sequence[str] = ()) -> None
 
 def machine(packages: Sequence[str]) -> dict[str, str]:
     """What it was measured on."""
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and torch.cuda.is_available()
     return {
         "processor": _processor(),
+        "gpu": torch.cuda.get_device_name() if on_gpu else "none",
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",

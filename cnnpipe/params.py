@@ -147,7 +147,7 @@ class Train(Section):
     patience: PositiveInt | None = None
     """Stop after so many epochs without a better validation; null is never."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto is bfloat16 on a GPU that has it, else float32."""
+    """auto is bfloat16 for 64 filters and more on a GPU that has it, else float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto is the GPU where there is one."""
     residency: Literal["auto", "resident", "streaming"] = "auto"

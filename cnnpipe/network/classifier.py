@@ -55,10 +55,14 @@ class Preparation:
         # three values long, and 128 images of 300 x 300 take 31 ms instead of 5.
         width = images.shape[3]
         mean, std = (
-            torch.tensor(values, device=images.device).repeat(width).view(1, 1, width, -1)
+            torch.tensor(values)
+            .repeat(width)
+            .view(1, 1, width, -1)
+            .permute(0, 3, 1, 2)
+            # Not made there, nor waited for: a GPU is still busy with the steps before.
+            .to(images.device, non_blocking=True)
             for values in (self.mean, self.std)
-        )
-        mean, std = mean.permute(0, 3, 1, 2), std.permute(0, 3, 1, 2)  # (1, C, 1, W)
+        )  # (1, C, 1, W)
         return (images - mean).div_(std)  # from uint8 in one pass, and no third copy
 
 

@@ -138,15 +138,14 @@ def test_batch_normalisation_is_never_trained_in_parts(
 
 
 def with_memory_for(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of images at a time that training tried, on a device that has room for `most`."""
+    """The numbers of images at a time that are tried, on a device that has room for `most`."""
     tried: list[int] = []
     class_logits = Classifier.class_logits
 
     def limited(self: Classifier, images: Tensor) -> Tensor:
-        if self.network.training:
-            tried.append(len(images))
-            if len(images) > most:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+        tried.append(len(images))
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return class_logits(self, images)
 
     monkeypatch.setattr(Classifier, "class_logits", limited)
@@ -165,7 +164,7 @@ def test_out_of_memory_the_parts_halve_and_the_batch_stays(
     tried = with_memory_for(5, monkeypatch)
     history, found = run()
     assert tried[:6] == [16, 8, 4, 4, 4, 4]
-    assert max(tried[6:]) == 4  # and it is not tried again at each step
+    assert max(tried[6:]) == 4  # and it is not tried again at each step, nor to validate
     torch.testing.assert_close(found, expected_weights, rtol=1e-4, atol=1e-5)
     assert [epoch.val_accuracy for epoch in history] == [e.val_accuracy for e in expected]
     warnings = capsys.readouterr().err.splitlines()
@@ -174,6 +173,19 @@ def test_out_of_memory_the_parts_halve_and_the_batch_stays(
         f"parts of {size // 2}, as large a batch as before"
         for size in (16, 8)
     ]
+
+
+def test_out_of_memory_a_prediction_is_in_parts_too(
+    make_classifier: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, batches = make_classifier(), data(20)
+    expected = predict(classifier, batches)
+    tried = with_memory_for(5, monkeypatch)
+    np.testing.assert_allclose(predict(classifier, batches), expected, rtol=1e-5)
+    assert tried == [16, 8, 4, 4, 4, 4, 4]
+    with_memory_for(0, monkeypatch)
+    with pytest.raises(RunFailed, match="memory of cpu does not suffice for 1 images"):
+        predict(classifier, batches)
 
 
 @pytest.mark.parametrize(("batch_norm", "least"), [(False, 1), (True, 2)])
