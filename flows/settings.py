@@ -41,9 +41,7 @@ _FORMS: dict[str, Any] = {
 _SECTIONS: dict[str, Any] = {name: (form, form()) for name, form in _FORMS.items()}
 _Sections: Any = create_model(
     "_Sections",
-    __config__=ConfigDict(
-        extra="forbid", protected_namespaces=(), json_schema_extra=_unfilled
-    ),
+    __config__=ConfigDict(extra="forbid", protected_namespaces=(), json_schema_extra=_unfilled),
     **_SECTIONS,
 )
 

@@ -148,20 +148,22 @@ def sweep(
     if search == "grid":
         lists = [values for values in space.values() if isinstance(values, list)]
         for combination in itertools.product(*lists):
-            study.enqueue_trial(dict(zip(space, combination, strict=True)), skip_if_exists=True)
+            _enqueue(study, dict(zip(space, combination, strict=True)))
     live: list[Reproduction] = []
     running: dict[PrefectFuture[Any], optuna.Trial] = {}
     try:
         while True:
             while len(running) < at_once and _is_left(study, search, trials):
-                trial = study.ask(distributions)
-                experiment = f"{name}-{trial.number:03d}"
-                trial.set_user_attr("experiment", experiment)
-                changes = {**settings.changes(), **trial.params}
+                trial = _ask(study, distributions)
+                changes = {**settings.changes(), **trial.user_attrs["changes"]}
+                experiment = trial.user_attrs["experiment"]
                 running[run_trial.submit(experiment, changes, parent, live)] = trial
             if not running:
                 break
             _tell(study, *_next(running), metric)
+    except UserError as error:
+        sweeps.end(parent, "FAILED")
+        return Failed(message=str(error))
     except BaseException:  # a cancelled sweep is no reason to leave trainings running
         for reproduction in live:
             reproduction.stop()
@@ -182,6 +184,11 @@ def sweep(
 
 
 def _distributions(space: Space, search: str) -> dict[str, BaseDistribution]:
+    """Of what is to be searched; none for a grid, whose combinations are all known.
+
+    Raises:
+        UserError: the space cannot be searched so.
+    """
     if not space:
         raise UserError("space is empty: name settings to try")
     known = Params().flat()
@@ -189,9 +196,11 @@ def _distributions(space: Space, search: str) -> dict[str, BaseDistribution]:
     for name, values in space.items():
         if name not in known or name.startswith("promote."):
             raise UserError(f"space: {name} is no setting of params.yaml's stages")
-        if isinstance(values, list):
-            if not values:
-                raise UserError(f"space: {name} has no values to try")
+        if isinstance(values, list) and not values:
+            raise UserError(f"space: {name} has no values to try")
+        elif search == "grid" and isinstance(values, list):
+            continue
+        elif isinstance(values, list):
             found[name] = CategoricalDistribution(values)
         elif search == "grid":
             raise UserError(f"space: {name} is a range: a grid takes lists; search=random does not")
@@ -224,8 +233,32 @@ def _study(name: str, search: str, metric: str, seed: int) -> optuna.Study:
     # Those that were at work when the sweep was stopped are to be tried again.
     for trial in study.get_trials(states=[TrialState.RUNNING]):
         study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+        if "changes" in trial.user_attrs:
+            _enqueue(study, trial.user_attrs["changes"], again=True)
     return study
+
+
+def _enqueue(study: optuna.Study, changes: dict[str, Any], again: bool = False) -> None:
+    study.enqueue_trial(changes, user_attrs={"changes": changes}, skip_if_exists=not again)
+
+
+def _ask(study: optuna.Study, distributions: dict[str, BaseDistribution]) -> optuna.Trial:
+    """The next trial, with the settings that it tries and the name of its experiment.
+
+    Raises:
+        UserError: the sweep was begun with other values for a setting.
+    """
+    try:
+        trial = study.ask(distributions)
+    except ValueError as error:
+        raise UserError(
+            f"the sweep {study.study_name} was begun with another space, give this one another "
+            f"name: {error}"
+        ) from None
+    if distributions:
+        trial.set_user_attr("changes", trial.params)
+    trial.set_user_attr("experiment", f"{study.study_name}-{trial.number:03d}")
+    return trial
 
 
 def _is_left(study: optuna.Study, search: str, trials: int) -> bool:
@@ -271,7 +304,7 @@ def _rows(study: optuna.Study) -> list[Row]:
     """The trials that have ended, the best first, those that failed last."""
     rows = [
         Row(
-            trial.user_attrs["experiment"], trial.params, trial.value,
+            trial.user_attrs["experiment"], trial.user_attrs["changes"], trial.value,
             trial.user_attrs.get("reason", ""), trial.user_attrs.get("found", {}),
         )
         for trial in study.trials
@@ -284,7 +317,7 @@ def _rows(study: optuna.Study) -> list[Row]:
 
 
 def _show(name: str, rows: list[Row], metric: str, experiment_id: str) -> None:
-    settings = list(rows[0].changes) if rows else []
+    settings = list(dict.fromkeys(name for row in rows for name in row.changes))
     columns = ["experiment", *settings, metric, "test accuracy", "MLflow"]
     lines = [f"### {name}", "", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for row in rows:

@@ -121,11 +121,14 @@ def test_what_was_at_work_when_a_sweep_was_killed_is_tried_again(
     monkeypatch.setattr(module, "STUDIES", tmp_path)
     distributions = module._distributions({"model.filters": [3, 4]}, "optuna")
     study = module._study("cut", "optuna", "val_loss", 0)
-    done, killed = study.ask(distributions), study.ask(distributions)
+    done, killed = module._ask(study, distributions), module._ask(study, distributions)
     study.tell(done, 0.5)
     again = module._study("cut", "optuna", "val_loss", 0)
     assert module._is_left(again, "optuna", 1)
-    assert again.ask(distributions).params == killed.params
+    assert module._ask(again, distributions).user_attrs["changes"] == killed.params
+    others = module._distributions({"model.filters": [3, 5]}, "optuna")
+    with pytest.raises(UserError, match="the sweep cut was begun with another space"):
+        module._ask(again, others)
     with pytest.raises(UserError, match="the sweep cut was begun by val_loss"):
         module._study("cut", "optuna", "val_accuracy", 0)
 
@@ -144,8 +147,7 @@ def test_a_search_asks_for_as_many_trials_as_were_wanted_within_the_ranges(
     study = module._study("some", search, "val_accuracy", 0)
     tried = []
     while module._is_left(study, search, 25):
-        trial = study.ask(distributions)
-        trial.set_user_attr("experiment", f"some-{trial.number}")
+        trial = module._ask(study, distributions)
         tried.append(trial.params)
         if trial.number % 5 == 4:
             trial.set_user_attr("reason", "failed")
