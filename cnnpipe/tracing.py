@@ -22,6 +22,7 @@ from ruamel.yaml.error import YAMLError
 
 from cnnpipe import records, registry
 from cnnpipe.data import manifest
+from cnnpipe.data.splits import SPLITS
 from cnnpipe.errors import UserError, printable
 from cnnpipe.evaluation.comparison_table import aligned
 from cnnpipe.origin import digest, git, sha256
@@ -437,7 +438,8 @@ def _told(run: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     here = f", here as {MODEL_PATH}" if run["model_here"] else ""
     data = [run["data_hash"], *(["here"] if run["data_here"] else [])]
-    data += [f"{num:,} {split}" for split, num in run["num_images"].items()]
+    counts = run["num_images"]
+    data += [f"{counts[split]:,} {split}" for split in SPLITS if split in counts]
     flow = ", ".join(filter(None, [run["flow_run"], run["flow_run_url"]]))
     return [
         ("run", f"{run['run']}, {run['name']}, {run['status']}{tested}"),

@@ -128,7 +128,7 @@ def test_a_version_whose_tags_were_cut_off_is_completed_and_not_made_again(
 def test_the_first_candidate_becomes_the_champion(models: dict[str, Version]) -> None:
     outcome = promote(models["bad"])
     assert (outcome.decision.promote, outcome.moved, outcome.champion) == (True, True, None)
-    assert "there is no champion yet" in outcome.decision.reason
+    assert "there was no champion before it" in outcome.decision.reason
     assert champion() == models["bad"].number
     again = promote(models["bad"])
     assert (again.decision.promote, again.moved) == (False, False)
@@ -203,15 +203,24 @@ def test_who_is_killed_half_way_leaves_what_can_be_rolled_back(
 ) -> None:
     for name in ("bad", "good"):
         registry.crown(models[name])
-    second = "_remember" if broken == "crown" else "set_registered_model_alias"
-    with monkeypatch.context() as patch:
+    done: list[str] = []
 
-        def killed(*arguments: object) -> None:
-            raise SystemExit
+    def once(write: Any) -> Any:
+        def written(*arguments: object) -> None:
+            if done:
+                raise SystemExit
+            write(*arguments)
+            done.append(write.__name__)
 
-        patch.setattr(registry if broken == "crown" else mlflow.MlflowClient, second, killed)
+        return written
+
+    with monkeypatch.context() as patch:  # after the first of two writes, whichever that is
+        for room, name in [(registry, "_remember"),
+                           (mlflow.MlflowClient, "set_registered_model_alias")]:  # fmt: skip
+            patch.setattr(room, name, once(getattr(room, name)))
         with pytest.raises(SystemExit):
             registry.crown(models["other"]) if broken == "crown" else registry.roll_back(False)
+    assert len(done) == 1
     if broken == "crown":
         assert champion() == models["other"].number
         assert contest.roll_back(dry_run=False)[0].number == models["good"].number
