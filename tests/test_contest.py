@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from cnnpipe import cli, contest, mlflow_store, records, registry, tracking
 from cnnpipe.errors import UserError
+from cnnpipe.evaluation import promotion
 from cnnpipe.network.classifier import Classifier
 from cnnpipe.params import Params, load
 from cnnpipe.registry import Version
@@ -346,3 +347,23 @@ def test_the_command_prints_a_few_lines_or_one_object_and_ends_with_0(
     assert capsys.readouterr().out.strip() == line
     with pytest.raises(UserError, match="--rollback takes no run"):
         cli._command(["promote", "1", "--rollback"])
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_champion_that_may_have_learned_from_all_the_images_is_no_fair_one(
+    models: dict[str, Version], monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    promote(models["bad"])
+    table = records.read_predictions(models["other"].run_id)
+    assert table is not None
+    images = table.assign(split="train") if known else None
+    monkeypatch.setattr(records, "read_images", lambda run_id: images)
+    outcome = promote(models["other"], dry_run=True)
+    text, content = promotion.as_text(outcome), promotion.as_dict(outcome)
+    if known:
+        assert not outcome.decision.promote and content["num_images"] == 0
+        assert "has learned from all of the candidate's test images" in text
+        assert content["champion"]["metrics"]["test/accuracy"] is None
+    else:
+        assert outcome.decision.promote and content["num_images"] == table["sha256"].nunique()
+        assert "note: whether it has learned from some of them is not known" in text
