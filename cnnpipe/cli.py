@@ -84,6 +84,7 @@ def _command(arguments: list[str]) -> int:
         "predict": _predict,
         "compare": _compare,
         "promote": _promote,
+        "trace": _trace,
         "up": _up,
     }
     return functions[args.command](args)
@@ -148,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--csv", metavar="FILE", help="write the table there")
     compare.add_argument("--json", action="store_true", help="print JSON instead of the table")
     _add_promote(commands)
+    _add_trace(commands)
     up = commands.add_parser("up", help="start the MLflow and Prefect servers; Ctrl-C stops both")
     up.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s")
     up.add_argument("--prefect-port", type=int, default=4200, help="default: %(default)s")
@@ -171,6 +173,22 @@ def _add_promote(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     promote.add_argument(
         "--rollback", action="store_true", help="bring the champion before this one back"
     )
+
+
+def _add_trace(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    trace = commands.add_parser(
+        "trace",
+        help="show what a run, model, commit or image belongs to",
+        description="From any one of them to all the others: run, version of the model, model "
+        "file, data, commit, DVC experiment, Prefect flow run, image.",
+    )
+    trace.add_argument(
+        "name", metavar="ID_OR_FILE",
+        help="a run's id or name, a DVC experiment, a commit, a version (3, models:/cnnpipe/3, "
+        "models:/cnnpipe@champion), a flow run's id, a model or image file, an image's path in "
+        "manifest.csv, or the SHA-256 of a model or image",
+    )  # fmt: skip
+    trace.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _stage(name: str) -> int:
@@ -291,6 +309,14 @@ def _promote(args: argparse.Namespace) -> int:
     else:
         done = "would be the champion (dry run)" if args.dry_run else "is the champion again"
         print(f"version {champion.number} {done}, instead of version {instead_of.number}")
+    return 0
+
+
+def _trace(args: argparse.Namespace) -> int:
+    from cnnpipe.tracing import trace
+
+    found = trace(args.name)
+    print(found.as_json() if args.json else found.as_text())
     return 0
 
 

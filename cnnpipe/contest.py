@@ -121,7 +121,7 @@ def _contender(version: Version) -> Contender:
 def _decided(version: Version, champion: Version | None, params: Params, dry_run: bool) -> Outcome:
     candidate = _contender(version)
     if champion is None:
-        decision = Decision(True, "there is no champion yet, and the first candidate becomes it")
+        decision = Decision(True, "it is the first, there was no champion before it")
         return Outcome(candidate, None, None, True, decision, not dry_run)
     holder = candidate if champion.number == version.number else _contender(champion)
     if champion.number == version.number:

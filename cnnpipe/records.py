@@ -28,6 +28,40 @@ class FinishedRun:
     tags: dict[str, str]
 
 
+@dataclass(frozen=True)
+class RunRecord:
+    """Any run, whatever became of it."""
+
+    id: str
+    name: str
+    status: str
+    """finished, failed, killed, running, or deleted."""
+    metrics: dict[str, float]
+    """The latest value of each."""
+    tags: dict[str, str]
+
+
+def all_runs() -> list[RunRecord]:
+    """All runs, deleted ones as well, the latest first.
+
+    Raises:
+        RunFailed: the tracker cannot be reached.
+    """
+    experiment_id = connect_to_read()
+    with reading():
+        runs = _search(experiment_id, ViewType.ALL) if experiment_id else []
+    return [
+        RunRecord(
+            run.info.run_id,
+            run.info.run_name or run.info.run_id[:12],
+            run.info.status.lower() if run.info.lifecycle_stage == "active" else "deleted",
+            dict(run.data.metrics),
+            dict(run.data.tags),
+        )
+        for run in runs
+    ]
+
+
 def find_runs(names: Sequence[str], most: int = 10) -> list[FinishedRun]:
     """Evaluated runs that are not deleted, the latest first: those that are named, or the last.
 

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from cnnpipe import cli, contest, mlflow_store, records, registry, tracking
 from cnnpipe.errors import UserError
+from cnnpipe.evaluation import promotion
 from cnnpipe.network.classifier import Classifier
 from cnnpipe.params import Params, load
 from cnnpipe.registry import Version
@@ -128,7 +129,7 @@ def test_a_version_whose_tags_were_cut_off_is_completed_and_not_made_again(
 def test_the_first_candidate_becomes_the_champion(models: dict[str, Version]) -> None:
     outcome = promote(models["bad"])
     assert (outcome.decision.promote, outcome.moved, outcome.champion) == (True, True, None)
-    assert "there is no champion yet" in outcome.decision.reason
+    assert "there was no champion before it" in outcome.decision.reason
     assert champion() == models["bad"].number
     again = promote(models["bad"])
     assert (again.decision.promote, again.moved) == (False, False)
@@ -203,15 +204,24 @@ def test_who_is_killed_half_way_leaves_what_can_be_rolled_back(
 ) -> None:
     for name in ("bad", "good"):
         registry.crown(models[name])
-    second = "_remember" if broken == "crown" else "set_registered_model_alias"
-    with monkeypatch.context() as patch:
+    done: list[str] = []
 
-        def killed(*arguments: object) -> None:
-            raise SystemExit
+    def once(write: Any) -> Any:
+        def written(*arguments: object) -> None:
+            if done:
+                raise SystemExit
+            write(*arguments)
+            done.append(write.__name__)
 
-        patch.setattr(registry if broken == "crown" else mlflow.MlflowClient, second, killed)
+        return written
+
+    with monkeypatch.context() as patch:  # after the first of two writes, whichever that is
+        for room, name in [(registry, "_remember"),
+                           (mlflow.MlflowClient, "set_registered_model_alias")]:  # fmt: skip
+            patch.setattr(room, name, once(getattr(room, name)))
         with pytest.raises(SystemExit):
             registry.crown(models["other"]) if broken == "crown" else registry.roll_back(False)
+    assert len(done) == 1
     if broken == "crown":
         assert champion() == models["other"].number
         assert contest.roll_back(dry_run=False)[0].number == models["good"].number
@@ -337,3 +347,23 @@ def test_the_command_prints_a_few_lines_or_one_object_and_ends_with_0(
     assert capsys.readouterr().out.strip() == line
     with pytest.raises(UserError, match="--rollback takes no run"):
         cli._command(["promote", "1", "--rollback"])
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_champion_that_may_have_learned_from_all_the_images_is_no_fair_one(
+    models: dict[str, Version], monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    promote(models["bad"])
+    table = records.read_predictions(models["other"].run_id)
+    assert table is not None
+    images = table.assign(split="train") if known else None
+    monkeypatch.setattr(records, "read_images", lambda run_id: images)
+    outcome = promote(models["other"], dry_run=True)
+    text, content = promotion.as_text(outcome), promotion.as_dict(outcome)
+    if known:
+        assert not outcome.decision.promote and content["num_images"] == 0
+        assert "has learned from all of the candidate's test images" in text
+        assert content["champion"]["metrics"]["test/accuracy"] is None
+    else:
+        assert outcome.decision.promote and content["num_images"] == table["sha256"].nunique()
+        assert "note: whether it has learned from some of them is not known" in text

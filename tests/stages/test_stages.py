@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cnnpipe import mlflow_store
+from cnnpipe import mlflow_store, records
 from cnnpipe.data.decode import Decoded, UnreadableImage
 from cnnpipe.data.manifest import (
     COLUMNS,
@@ -448,7 +448,12 @@ def test_copies_of_contradicting_labels_are_listed_and_shown_and_never_split(
     assert found["data/images"] == 1801 and found["data/quarantined"] == 0
     assert found["data/duplicates"] == found["data/conflicts"] == 8
     logged = {file.path for file in client.list_artifacts(run_id, "data")}
-    assert logged == {"data/quarantine.csv", "data/conflicts.csv", "data/conflicts.png"}
+    names = ("images.csv.gz", "quarantine.csv", "conflicts.csv", "conflicts.png")
+    assert logged == {f"data/{name}" for name in names}
+    images, known = records.read_images(run_id), open_images("data/resized")[1]
+    assert images is not None and len(images) == 1801
+    for column, expected in (("sha256", known["sha256"]), ("split", table["split"])):
+        assert images[column].tolist() == expected.tolist()
 
 
 def test_a_class_of_copies_of_another_class_has_nothing_to_train_on(workspace: Path) -> None:
