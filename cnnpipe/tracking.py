@@ -8,6 +8,7 @@ and is sent once it answers, as if it had never been away.
 import fcntl
 import hashlib
 import importlib.metadata
+import json
 import logging
 import os
 import platform
@@ -52,8 +53,10 @@ from mlflow.entities import (
     ViewType,
 )
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from sqlalchemy.exc import SQLAlchemyError
 
 import cnnpipe
@@ -341,6 +344,32 @@ def reopen_run(run_id: str, name: str) -> Iterator[Run]:
         yield run
 
 
+def log_scores(
+    table: Path, unreadable: Path, tags: dict[str, str], metrics: dict[str, float]
+) -> tuple[str | None, str | None]:
+    """A run of its own for images that a model has scored; its id, and that of its experiment.
+
+    Both are None while MLflow cannot be told of it. It is no evaluated run to `find_runs`.
+
+    Args:
+        table: the scores, in MLflow's form of a table, its name what it is to be called.
+        unreadable: the list of what is no image.
+        tags: of the run, besides those that say what made it.
+        metrics: of the run.
+    """
+    try:
+        with _open_run("scored", {"kind": "scoring", **tags}, "") as run:
+            run.log_metrics(dict(metrics))
+            run.log_file(table, "")
+            tables = [{"path": table.name, "type": "table"}]
+            run.log_tag(MLFLOW_LOGGED_ARTIFACTS, json.dumps(tables))
+            run.log_file(unreadable, "")
+    except UserError as error:  # of a deleted experiment; the scores are there all the same
+        print(f"warning: {error}; the scores are not logged", file=sys.stderr)
+        return None, None
+    return (run.id, run.experiment_id) if run.experiment_id else (None, None)
+
+
 @contextmanager
 def _open_run(name: str, tags: dict[str, str], run_id: str) -> Iterator[Run]:
     """The run with that id, or a new one; its own end is told whatever happens in the block."""
@@ -504,8 +533,11 @@ def _now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def find_model_file(uri: str) -> Path:
-    """The model file of a registered model, such as models:/cnnpipe@champion or models:/cnnpipe/3.
+def find_model_version(uri: str) -> str:
+    """The version that a registered model's address means today: models:/cnnpipe/3.
+
+    Args:
+        uri: such as models:/cnnpipe@champion, models:/cnnpipe/latest or models:/cnnpipe/3.
 
     Raises:
         UserError: there is no such model.
@@ -513,10 +545,30 @@ def find_model_file(uri: str) -> Path:
     """
     _connect()
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(uri))
+        return "/".join(["models:", *get_model_name_and_version(mlflow.MlflowClient(), uri)])
+    except MlflowException as error:
+        hint = "; `cnnpipe promote` sets it" if uri.endswith("@champion") else ""
+        raise UserError(f"{uri}: no such model: {_line(error)}{hint}") from None
+
+
+def find_model_file(uri: str, folder: str | Path | None = None) -> Path:
+    """The model file of a registered model, such as models:/cnnpipe@champion or models:/cnnpipe/3.
+
+    Args:
+        uri: the model's address.
+        folder: where to put what the store has of the model; else it may stay where temporary
+            files are.
+
+    Raises:
+        UserError: there is no such model.
+        RunFailed: the tracker cannot be reached.
+    """
+    _connect()
+    try:
+        found = mlflow.artifacts.download_artifacts(uri, dst_path=folder and str(folder))
     except (MlflowException, OSError) as error:
         raise UserError(f"{uri}: no such model: {' '.join(str(error).split())[:200]}") from None
-    files = sorted(folder.rglob("*.safetensors"))
+    files = sorted(Path(found).rglob("*.safetensors"))
     if not files:
         raise UserError(f"{uri}: the model was not made by cnnpipe: it holds no .safetensors file")
     return files[0]
