@@ -545,7 +545,8 @@ def find_model_version(uri: str) -> str:
     """
     _connect()
     try:
-        return "/".join(["models:", *get_model_name_and_version(mlflow.MlflowClient(), uri)])
+        parts = get_model_name_and_version(mlflow.MlflowClient(), uri)
+        return "/".join(["models:", *map(str, parts)])
     except MlflowException as error:
         hint = "; `cnnpipe promote` sets it" if uri.endswith("@champion") else ""
         raise UserError(f"{uri}: no such model: {_line(error)}{hint}") from None

@@ -5,6 +5,8 @@ a row for each: `prediction`, and for each class a column such as `probability_c
 to the last bit in a request of one image and in one of many.
 """
 
+import base64
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,14 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]
         Raises:
             MlflowException: there is no image, or a value is none; the server answers 400.
         """
-        answers = list(self.predictor.each(model_input["image"]))
-        faults = [f"row {i}: {row}" for i, row in enumerate(answers) if isinstance(row, Exception)]
+        values = list(model_input["image"])
+        images = (value if isinstance(value, bytes) else b"" for value in values)
+        answers = list(self.predictor.each(images))
+        faults = [
+            f"row {i}: {_fault(values[i], answer)}"
+            for i, answer in enumerate(answers)
+            if isinstance(answer, Exception)
+        ]
         if faults or not answers:
             message = "; ".join(faults) or "the table has no rows: send an image in each"
             raise MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
@@ -43,6 +51,14 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]
         )
         table.insert(0, "prediction", [names[i] for i in probabilities.argmax(axis=1)])
         return table
+
+
+def _fault(value: Any, reason: Exception) -> str:
+    """What is wrong with a value that is no image; MLflow decodes base64 in two forms alone."""
+    with suppress(ValueError, TypeError):
+        if base64.b64decode(value, validate=True):
+            return "base64, which is decoded in dataframe_split and dataframe_records alone"
+    return str(reason) if isinstance(value, bytes) else "not the bytes of a file"
 
 
 set_model(ImageClassifier())
