@@ -165,9 +165,15 @@ def _open(folder: Path, source: Source) -> Iterator[Raw]:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the file begins as a zip or tar archive does, compressed or not; no image does."""
-    with path.open("rb") as file:
-        head = file.read(tarfile.BLOCKSIZE)
+    """Whether the file begins as a zip or tar archive does, compressed or not; no image does.
+
+    One that cannot be read is none: whoever reads it finds out why.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(tarfile.BLOCKSIZE)
+    except OSError:
+        return False
     return _is_tar(head) or head.startswith((b"PK", *(magic for magic, _ in _COMPRESSED)))
 
 

@@ -104,6 +104,8 @@ def _onnx(classifier: Classifier) -> bytes:
         logger.setLevel(level)
     assert program is not None
     model = program.model_proto
+    for node in (*model.graph.node, *model.graph.value_info):
+        del node.metadata_props[:]  # which lines of which files, on this machine, it came from
     for key, value in _metadata(classifier).items():
         model.metadata_props.add(key=key, value=value)
     content: bytes = model.SerializeToString()
