@@ -183,29 +183,10 @@ def test_an_interruption_leaves_the_table_as_it_was(
     assert update(predictor, "inbox").scored == 1
 
 
-def test_two_updates_at_once_score_each_file_once(predictor: Predictor, inbox: Path) -> None:
-    for i in range(30):
-        picture(inbox / f"{i}.png", i)
-    predictor._classifier.save("m.safetensors")
-    code = (
-        "from pathlib import Path\n"
-        "from cnnpipe.serving import Predictor\n"
-        "from cnnpipe.serving.batch import Model, update_table\n"
-        "predictor = Predictor.load('m.safetensors')\n"
-        "Path('ready').touch()\n"
-        "print(update_table(predictor, Model('m', 'a'), ['inbox'], 'scores.csv').scored)\n"
-    )
-    both = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    scored = [int(process.communicate()[0]) for process in both]
-    assert sorted(scored) == [0, 32]
-    paths = [row["path"] for row in rows()]
-    assert len(paths) == len(set(paths)) == 32
-
-
-def test_an_update_waits_for_another(predictor: Predictor, inbox: Path, tmp_path: Path) -> None:
+def test_an_update_waits_for_another_and_skips_what_that_has_scored(
+    predictor: Predictor, inbox: Path
+) -> None:
+    update_table(predictor, MODEL, ["inbox/a.png"], "theirs.csv")
     holder = subprocess.Popen(
         [sys.executable, "-c",
          "import sys\nfrom cnnpipe.workspace import locked\n"
@@ -219,9 +200,11 @@ def test_an_update_waits_for_another(predictor: Predictor, inbox: Path, tmp_path
     waiting.start()
     waiting.join(0.5)
     assert not done and not Path("scores.csv").exists()
+    Path("theirs.csv").rename("scores.csv")
     holder.communicate()
     waiting.join()
-    assert done[0].scored == 2
+    assert (done[0].scored, done[0].skipped) == (1, 1)
+    assert len(rows()) == 2
 
 
 def test_what_is_no_image_is_listed_as_of_this_time_alone(
