@@ -12,7 +12,9 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import NoReturn
 
@@ -82,6 +84,7 @@ def _command(arguments: list[str]) -> int:
         "summary": _summary,
         "explain": _explain,
         "predict": _predict,
+        "export": _export,
         "compare": _compare,
         "promote": _promote,
         "trace": _trace,
@@ -109,9 +112,26 @@ def _parser() -> argparse.ArgumentParser:
         "predict", help="classify images", description="Classifies images; prints CSV."
     )
     predict.add_argument(
-        "paths", nargs="+", metavar="PATH", help="image files, folders of them, or - for stdin"
-    )
+        "paths", nargs="+", metavar="PATH",
+        help="image files, folders or zip or tar archives of them, or - for stdin",
+    )  # fmt: skip
     predict.add_argument("--csv", metavar="FILE", help="write there instead of to stdout")
+    predict.add_argument(
+        "--update", action="store_true",
+        help="add to FILE what this version of the model has not scored yet, and list what is no "
+        "image in *.unreadable.csv beside it",
+    )  # fmt: skip
+    predict.add_argument("--log", action="store_true", help="keep the new scores in MLflow, too")
+    predict.add_argument(
+        "--json", action="store_true", help="print what was done as JSON; with --csv"
+    )
+    export = commands.add_parser(
+        "export",
+        help="write the network as an ONNX file",
+        description="Writes an ONNX file from uint8 pixels to probabilities, if it gives the "
+        "network's own.",
+    )
+    export.add_argument("file", metavar="FILE.onnx", help="to write")
     explain = commands.add_parser(
         "explain",
         help="show what the trained network sees in an image, step by step",
@@ -124,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         default="reports/explain",
         help="the folder to write, which may hold an earlier explanation (default: %(default)s)",
     )
-    for command in (predict, explain):
+    for command in (predict, explain, export):
         command.add_argument(
             "--model",
             default="models/model.safetensors",
@@ -233,27 +253,67 @@ def _num_classes() -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from cnnpipe.serving.batch import predict_paths
+    for option in ("update", "json"):
+        if getattr(args, option) and not args.csv:
+            raise UserError(f"--{option} needs --csv FILE: the table cannot go to stdout")
+    from cnnpipe.serving import batch
     from cnnpipe.serving.predictor import Predictor
 
-    return predict_paths(Predictor.load(_model_file(args.model)), args.paths, args.csv)
+    with TemporaryDirectory() as folder:
+        name, file = _model(args.model, folder)
+        predictor = Predictor.load(file)
+        model = batch.Model(name, batch.digest(file))
+        table, bad = Path(folder) / "scores.json", Path(folder) / "unreadable.csv"
+        columns = batch.columns(predictor.class_names, args.update)
+        with batch.scores_json(table, columns) if args.log else nullcontext(lambda _: 0) as keep:
+            if args.update:
+                outcome = batch.update_table(predictor, model, args.paths, args.csv, keep)
+            else:
+                outcome = batch.predict_paths(predictor, args.paths, args.csv, keep)
+        ids: tuple[str | None, str | None] = (None, None)
+        if args.log and outcome.scored:
+            from cnnpipe.tracking import log_scores
+
+            outcome.write_unreadable(bad)
+            with redirect_stdout(sys.stderr):  # it says so where it sends what had to wait
+                ids = log_scores(table, bad, model.tags, outcome.metrics)
+    if args.json:
+        print(json.dumps(outcome.to_dict(name, args.csv, *ids)))
+    return outcome.exit_code
+
+
+def _export(args: argparse.Namespace) -> int:
+    from cnnpipe.network.classifier import Classifier
+    from cnnpipe.serving.export import export
+
+    with TemporaryDirectory() as folder:
+        print(export(Classifier.load(_model(args.model, folder)[1]), args.file))
+    return 0
 
 
 def _explain(args: argparse.Namespace) -> int:
     from cnnpipe.evaluation.explain import explain
     from cnnpipe.network.classifier import Classifier
 
-    print(explain(Classifier.load(_model_file(args.model)), args.image, args.out))
+    with TemporaryDirectory() as folder:
+        classifier = Classifier.load(_model(args.model, folder)[1])
+    print(explain(classifier, args.image, args.out))
     return 0
 
 
-def _model_file(model: str) -> str | Path:
-    """The file that --model names, if need be from the tracker's registry."""
-    if not model.startswith("models:/"):
-        return model
-    from cnnpipe.registry import find_model_file
+def _model(model: str, folder: str) -> tuple[str, Path]:
+    """The model that --model names, a registered one by its very version, and its file.
 
-    return find_model_file(model)
+    Args:
+        model: a file, or the address of a registered model.
+        folder: where a file from the tracker's registry may be put.
+    """
+    if not model.startswith("models:/"):
+        return model, Path(model)
+    from cnnpipe.registry import find_model_file, find_model_version
+
+    version = find_model_version(model)
+    return version, find_model_file(version, folder)
 
 
 def _compare(args: argparse.Namespace) -> int:

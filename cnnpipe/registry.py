@@ -10,12 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cnnpipe.mlflow_store import connect, connect_to_read, reading
+from cnnpipe.mlflow_store import connect, connect_to_read, line, reading
 
 # isort: split
 import mlflow
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 
 import cnnpipe
 from cnnpipe.errors import UserError
@@ -196,8 +197,11 @@ def _remember(history: Sequence[int]) -> None:
     )
 
 
-def find_model_file(uri: str) -> Path:
-    """The model file of a registered model, such as models:/cnnpipe@champion or models:/cnnpipe/3.
+def find_model_version(uri: str) -> str:
+    """The version that a registered model's address means today: models:/cnnpipe/3.
+
+    Args:
+        uri: such as models:/cnnpipe@champion, models:/cnnpipe/latest or models:/cnnpipe/3.
 
     Raises:
         UserError: there is no such model.
@@ -205,10 +209,31 @@ def find_model_file(uri: str) -> Path:
     """
     connect()
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(uri))
+        parts = get_model_name_and_version(mlflow.MlflowClient(), uri)
+        return "/".join(["models:", *map(str, parts)])
+    except MlflowException as error:
+        hint = "; `cnnpipe promote` sets it" if uri.endswith(f"@{CHAMPION}") else ""
+        raise UserError(f"{uri}: no such model: {line(error)}{hint}") from None
+
+
+def find_model_file(uri: str, folder: str | Path | None = None) -> Path:
+    """The model file of a registered model, such as models:/cnnpipe@champion or models:/cnnpipe/3.
+
+    Args:
+        uri: the model's address.
+        folder: where to put what the store has of the model; else it may stay where temporary
+            files are.
+
+    Raises:
+        UserError: there is no such model.
+        RunFailed: the tracker cannot be reached.
+    """
+    connect()
+    try:
+        found = mlflow.artifacts.download_artifacts(uri, dst_path=folder and str(folder))
     except (MlflowException, OSError) as error:
-        raise UserError(f"{uri}: no such model: {' '.join(str(error).split())[:200]}") from None
-    files = sorted(folder.rglob("*.safetensors"))
+        raise UserError(f"{uri}: no such model: {line(error)}") from None
+    files = sorted(Path(found).rglob("*.safetensors"))
     if not files:
         raise UserError(f"{uri}: the model was not made by cnnpipe: it holds no .safetensors file")
     return files[0]
@@ -246,8 +271,8 @@ def register(run_id: str, path: Path, class_names: Sequence[str]) -> None:
     for key, value in tags.items():
         if version.tags.get(key) != value:
             client.set_model_version_tag(MODEL_NAME, version.version, key, value)
-    if version.description != (line := _description(tags)):
-        client.update_model_version(MODEL_NAME, version.version, line)
+    if version.description != (text := _description(tags)):
+        client.update_model_version(MODEL_NAME, version.version, text)
 
 
 def _known(run: mlflow.entities.Run) -> dict[str, str]:

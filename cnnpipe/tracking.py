@@ -5,6 +5,7 @@ training: what it misses waits in cnnpipe.outbox, and is sent once it answers, a
 been away.
 """
 
+import json
 import os
 import platform
 import sys
@@ -40,7 +41,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS, MLFLOW_PARENT_RUN_ID
 
 import cnnpipe
 from cnnpipe import registry
@@ -318,6 +319,32 @@ def reopen_run(run_id: str, name: str) -> Iterator[Run]:
     """
     with _open_run(name, {}, run_id) as run:
         yield run
+
+
+def log_scores(
+    table: Path, unreadable: Path, tags: dict[str, str], metrics: dict[str, float]
+) -> tuple[str | None, str | None]:
+    """A run of its own for images that a model has scored; its id, and that of its experiment.
+
+    Both are None while MLflow cannot be told of it. It is no evaluated run to `find_runs`.
+
+    Args:
+        table: the scores, in MLflow's form of a table, its name what it is to be called.
+        unreadable: the list of what is no image.
+        tags: of the run, besides those that say what made it.
+        metrics: of the run.
+    """
+    try:
+        with _open_run("scored", {"kind": "scoring", **tags}, "") as run:
+            run.log_metrics(dict(metrics))
+            run.log_file(table, "")
+            tables = [{"path": table.name, "type": "table"}]
+            run.log_tag(MLFLOW_LOGGED_ARTIFACTS, json.dumps(tables))
+            run.log_file(unreadable, "")
+    except UserError as error:  # of a deleted experiment; the scores are there all the same
+        print(f"warning: {error}; the scores are not logged", file=sys.stderr)
+        return None, None
+    return (run.id, run.experiment_id) if run.experiment_id else (None, None)
 
 
 @contextmanager

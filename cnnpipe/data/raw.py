@@ -164,6 +164,40 @@ def _open(folder: Path, source: Source) -> Iterator[Raw]:
             yield archive
 
 
+def is_archive(path: Path) -> bool:
+    """Whether the file begins as a zip or tar archive does, compressed or not; no image does.
+
+    One that cannot be read is none: whoever reads it finds out why.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(tarfile.BLOCKSIZE)
+    except OSError:
+        return False
+    return _is_tar(head) or head.startswith((b"PK", *(magic for magic, _ in _COMPRESSED)))
+
+
+@contextmanager
+def open_archive(path: Path, scratch: Path) -> "Iterator[Zip | Tar]":
+    """A zip or tar archive of any files, for as long as the block.
+
+    Args:
+        path: the archive.
+        scratch: a folder for the plain copy of a compressed tar, which goes with the block.
+
+    Raises:
+        UserError: it is damaged, or made to do harm.
+    """
+    with ExitStack() as stack:
+        try:
+            archive = stack.enter_context(_open_archive(path, scratch))
+        except _DAMAGED as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:  # for the copy
+                raise
+            raise UserError(f"{path}: the archive is damaged: {error}") from None
+        yield archive
+
+
 class _NoArchive(ValueError):
     def __init__(self) -> None:
         super().__init__("neither a zip nor a tar archive")
@@ -263,14 +297,15 @@ def check_archive(path: Path, outer: str = "") -> tuple[Path, dict[str, str]]:
 
 def _inner_archive(paths: Iterable[str]) -> list[str]:
     """The archives among the paths; none where there are other files, but for texts."""
-    visible = [
-        path
-        for path in paths
-        if not any(part.startswith(".") or part == "__MACOSX" for part in path.split("/") if part)
-    ]
+    visible = [path for path in paths if not is_hidden(path)]
     inner = [path for path in visible if path.lower().endswith(_SUFFIXES)]
     others = {PurePosixPath(path).suffix.lower() for path in set(visible) - set(inner)}
     return inner if others <= set(_TEXTS) else []
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file of an archive, or a folder that it lies in, is hidden, or macOS's own."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/") if part)
 
 
 class _File(io.RawIOBase):

@@ -1,19 +1,22 @@
 """The model as MLflow serves it; MLflow copies this file, and the package, beside the model file.
 
 A request is a table with the column `image`, an image file's bytes (base64 in JSON); the answer has
-a row for each: `prediction`, and for each class a column such as `probability_cat`.
+a row for each: `prediction`, and for each class a column such as `probability_cat`. It is the same
+to the last bit in a request of one image and in one of many.
 """
 
+import base64
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
-from cnnpipe.data.decode import UnreadableImage
 from cnnpipe.serving.predictor import Predictor
 
 
@@ -28,18 +31,34 @@ class ImageClassifier(PythonModel):  # type: ignore[misc]
         """The prediction and the probabilities of each image.
 
         Raises:
-            MlflowException: a value is no image; the server answers 400.
+            MlflowException: there is no image, or a value is none; the server answers 400.
         """
-        try:
-            probabilities = self.predictor.predict(list(model_input["image"]))
-        except UnreadableImage as error:
-            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
+        values = list(model_input["image"])
+        images = (value if isinstance(value, bytes) else b"" for value in values)
+        answers = list(self.predictor.each(images))
+        faults = [
+            f"row {i}: {_fault(values[i], answer)}"
+            for i, answer in enumerate(answers)
+            if isinstance(answer, Exception)
+        ]
+        if faults or not answers:
+            message = "; ".join(faults) or "the table has no rows: send an image in each"
+            raise MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
         names = self.predictor.class_names
+        probabilities = np.array(answers)
         table = pd.DataFrame(
             probabilities.astype(float), columns=[f"probability_{name}" for name in names]
         )
         table.insert(0, "prediction", [names[i] for i in probabilities.argmax(axis=1)])
         return table
+
+
+def _fault(value: Any, reason: Exception) -> str:
+    """What is wrong with a value that is no image; MLflow decodes base64 in two forms alone."""
+    with suppress(ValueError, TypeError):
+        if base64.b64decode(value, validate=True):
+            return "base64, which is decoded in dataframe_split and dataframe_records alone"
+    return str(reason) if isinstance(value, bytes) else "not the bytes of a file"
 
 
 set_model(ImageClassifier())

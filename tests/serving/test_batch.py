@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def interrupted(images: Iterable[bytes]) -> Iterator[np.ndarray]:
+    raise KeyboardInterrupt
+
+
 def table(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
@@ -43,7 +48,7 @@ def test_a_file_becomes_a_row_with_the_predictors_probabilities(
     predictor: Predictor, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = folder / "b.png"
-    assert predict_paths(predictor, [str(path)], None) == 0
+    assert predict_paths(predictor, [str(path)], None).exit_code == 0
     out, err = capsys.readouterr()
     probabilities = predictor.predict([path.read_bytes()])[0]
     assert table(out) == [
@@ -62,7 +67,7 @@ def test_a_file_becomes_a_row_with_the_predictors_probabilities(
 def test_a_folder_gives_its_images_in_order_and_names_the_rest(
     predictor: Predictor, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert predict_paths(predictor, [str(folder)], None) == 0
+    assert predict_paths(predictor, [str(folder)], None).exit_code == 0
     out, err = capsys.readouterr()
     assert [row["path"] for row in table(out)] == [
         str(folder / "b.png"),
@@ -74,7 +79,7 @@ def test_a_folder_gives_its_images_in_order_and_names_the_rest(
 def test_a_named_file_that_is_no_image_is_an_error_and_the_others_are_done(
     predictor: Predictor, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert predict_paths(predictor, [str(folder / "notes.txt"), str(folder)], None) == 2
+    assert predict_paths(predictor, [str(folder / "notes.txt"), str(folder)], None).exit_code == 2
     assert len(table(capsys.readouterr().out)) == 2
 
 
@@ -82,7 +87,7 @@ def test_a_folder_without_a_single_image_is_an_error(
     predictor: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "notes.txt").write_text("no image")
-    assert predict_paths(predictor, [str(tmp_path)], None) == 2
+    assert predict_paths(predictor, [str(tmp_path)], None).exit_code == 2
     assert table(capsys.readouterr().out) == []
 
 
@@ -94,7 +99,7 @@ def test_an_image_can_come_from_stdin(
 ) -> None:
     data = (folder / "b.png").read_bytes()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
-    assert predict_paths(predictor, ["-"], None) == 0
+    assert predict_paths(predictor, ["-"], None).exit_code == 0
     (row,) = table(capsys.readouterr().out)
     assert row["path"] == "-"
     assert float(row["probability_cat, big"]) == predictor.predict([data])[0, 0]
@@ -104,7 +109,7 @@ def test_an_empty_stdin_is_an_error(
     predictor: Predictor, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    assert predict_paths(predictor, ["-"], None) == 2
+    assert predict_paths(predictor, ["-"], None).exit_code == 2
     assert capsys.readouterr().err == "cnnpipe: -: empty file\n"
 
 
@@ -126,7 +131,7 @@ def test_the_csv_file_holds_what_stdout_would(
 ) -> None:
     predict_paths(predictor, [str(folder)], None)
     out = capsys.readouterr().out
-    assert predict_paths(predictor, [str(folder)], str(tmp_path / "new" / "out.csv")) == 0
+    assert predict_paths(predictor, [str(folder)], str(tmp_path / "new" / "out.csv")).exit_code == 0
     assert (tmp_path / "new" / "out.csv").read_text(encoding="utf-8") == out
     assert capsys.readouterr().out == ""
 
@@ -137,10 +142,7 @@ def test_the_csv_file_is_whole_or_as_it_was(
     target = tmp_path / "out.csv"
     target.write_text("before")
 
-    def interrupted(images: list[bytes]) -> np.ndarray:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(predictor, "predict", interrupted)
+    monkeypatch.setattr(predictor, "each", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict_paths(predictor, [str(folder)], str(target))
     assert target.read_text() == "before"
@@ -163,7 +165,7 @@ def test_a_file_name_that_is_no_text_comes_out_as_it_is(
         Path(os.fsdecode(odd)).write_bytes((folder / "b.png").read_bytes())
     except OSError:
         pytest.skip("this file system has no such names")
-    assert predict_paths(predictor, [os.fsdecode(odd)], str(tmp_path / "out.csv")) == 0
+    assert predict_paths(predictor, [os.fsdecode(odd)], str(tmp_path / "out.csv")).exit_code == 0
     assert odd in (tmp_path / "out.csv").read_bytes()
-    assert predict_paths(predictor, [os.fsdecode(odd)], None) == 0
+    assert predict_paths(predictor, [os.fsdecode(odd)], None).exit_code == 0
     assert odd in capfdbinary.readouterr().out

@@ -1,6 +1,7 @@
 """Tests of the predictor: from a file's bytes to what the network says of the stored image."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from stored import stored
 from cnnpipe.data.decode import UnreadableImage, decode
 from cnnpipe.data.resizer import prepare
 from cnnpipe.errors import UserError
-from cnnpipe.serving import Predictor
+from cnnpipe.serving import Predictor, predictor
 from cnnpipe.training.batches import Batches
 from cnnpipe.training.loop import predict
 
@@ -43,17 +44,52 @@ def test_probabilities_of_a_file_are_those_of_the_stored_image(
     evaluated = predict(classifier, Batches(images, rows, rows, 64, torch.device("cpu")))
     assert result.dtype == np.float32
     assert result.shape == (12, 2)
-    np.testing.assert_array_equal(result, evaluated)
+    np.testing.assert_allclose(result, evaluated, rtol=1e-6)  # in batches sums differ a little
     assert len(np.unique(result[:, 0])) == 12  # every image has its own
 
 
-def test_more_images_than_a_batch_keep_their_order(make_classifier: Any) -> None:
-    predictor = Predictor(make_classifier())
-    files = [encoded(i) for i in range(70)]
-    result = predictor.predict(files)
-    assert result.shape == (70, 2)
-    for i in (0, 63, 64, 69):
-        np.testing.assert_allclose(result[i], predictor.predict([files[i]])[0], rtol=1e-5)
+@pytest.mark.parametrize(
+    "settings", [{"size": 100}, {"architecture": "residual", "blocks": 2, "flip_average": True}]
+)
+def test_an_image_has_the_same_bits_alone_among_others_and_on_any_number_of_threads(
+    make_classifier: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = make_classifier(**settings)
+    files = [encoded(i) for i in range(40)]
+    monkeypatch.setattr(predictor, "num_cores", lambda: 3)
+    torch.set_num_threads(2)
+    try:
+        together = Predictor(classifier).predict(files)
+        monkeypatch.setattr(predictor, "num_cores", lambda: 1)
+        torch.set_num_threads(3)
+        alone = Predictor(classifier)
+        for i, file in enumerate(files):
+            np.testing.assert_array_equal(alone.predict([file])[0], together[i])
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_images_are_taken_as_they_are_needed_and_answered_in_their_order(
+    make_classifier: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictor, "num_cores", lambda: 2)
+    taken: list[int] = []
+
+    def images() -> Iterator[bytes]:
+        for i in range(70):
+            taken.append(i)
+            yield b"" if i == 3 else encoded(i)
+
+    one = Predictor(make_classifier())
+    answers = one.each(images())
+    for i in range(70):
+        answer = next(answers)
+        assert len(taken) <= i + 5
+        if i == 3:
+            assert str(answer) == "empty file"
+        else:
+            np.testing.assert_array_equal(answer, one.predict([encoded(i)])[0])
+    assert next(answers, None) is None
 
 
 def test_no_images_give_no_rows(make_classifier: Any) -> None:
