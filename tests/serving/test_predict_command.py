@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cnnpipe import cli, tracking
+from cnnpipe import cli, mlflow_store, records, tracking
 from cnnpipe.errors import UserError
 from cnnpipe.outbox import open_outbox, waiting
 
@@ -167,11 +167,11 @@ def test_a_scoring_run_is_never_taken_for_an_evaluated_one(
     run_id = json.loads(capsys.readouterr().out)["run_id"]
     with tracking.start_run("y", {}) as run:
         run.log_metrics({"test/accuracy": 0.5})
-    found = tracking.find_runs([], most=1000)
+    found = records.find_runs([], most=1000)
     assert run.id in [one.id for one in found]
     assert run_id not in [one.id for one in found]
     with pytest.raises(UserError, match="the run was not evaluated"):
-        tracking.find_runs([run_id])
+        records.find_runs([run_id])
 
 
 def test_the_champion_of_the_moment_scores(
@@ -208,7 +208,7 @@ def test_without_a_champion_it_says_what_makes_one(
 def test_json_is_alone_on_stdout_even_where_older_news_are_sent(
     champion: str, inbox: Path, scores: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with open_outbox("f" * 32, tracking._shown(tracking._uri())) as outbox:
+    with open_outbox("f" * 32, mlflow_store.shown(mlflow_store.address())) as outbox:
         outbox.add({"kind": "tag", "key": "late", "value": "yes"})
     capsys.readouterr()
     assert scheduled(inbox, scores) == 0
@@ -240,7 +240,7 @@ def test_what_was_kept_back_is_sent_as_a_scoring_run(
     monkeypatch.chdir(tmp_path)
     make_classifier().save("m.safetensors")
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "_connect", away)
+        patch.setattr(tracking, "connect", away)
         scheduled(inbox, scores, "m.safetensors")
     assert json.loads(capsys.readouterr().out)["run_id"] is None
     with tracking.start_run("next", {}):
@@ -261,7 +261,7 @@ def test_a_deleted_experiment_costs_a_warning_and_not_the_scores(
     inbox: Path, scores: Path, make_classifier: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_classifier().save("m.safetensors")
-    tracking.prepare_store()
+    mlflow_store.prepare_store()
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("cnnpipe").experiment_id
     client.delete_experiment(experiment)
