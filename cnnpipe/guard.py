@@ -18,20 +18,29 @@ import psutil
 from cnnpipe.workspace import locked
 
 VARIABLE = "CNNPIPE_UP"
-_WAIT_S = 10
+_WAIT_S = 15
 
 
 def main() -> None:
-    """Waits for the end of stdin, on which the ids of the servers come, a line each; ends all."""
+    """Waits for the end of stdin, each of whose lines names a process and its id; ends all."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends when all others have
     mark = sys.argv[1]
     with locked(".cnnpipe/guard.lock", "the end of an earlier `cnnpipe up`", wait=True):
         print("ready", flush=True)
-        servers = {int(line) for line in sys.stdin}
-        # First those that have something to tell the servers.
-        _end(lambda: [process for process in marked(mark) if not _is_of(process, servers)])
-        _end(lambda: marked(mark))
+        pids = {name: int(pid) for name, pid in (line.split() for line in sys.stdin)}
+        worker = pids.pop("worker", None)
+        servers = set(pids.values())
+
+        def flows() -> list[psutil.Process]:
+            return [process for process in others() if process.pid != worker]
+
+        def others() -> list[psutil.Process]:
+            return [process for process in marked(mark) if not _is_of(process, servers)]
+
+        # In this order, as each has something to tell the next.
+        for processes in (flows, others, lambda: marked(mark)):
+            _end(processes)
 
 
 def marked(mark: str) -> list[psutil.Process]:
@@ -51,17 +60,18 @@ def _is_of(process: psutil.Process, servers: set[int]) -> bool:
 
 
 def _end(processes: Callable[[], list[psutil.Process]]) -> None:
-    """Asks each once to end, and insists where that is not enough."""
+    """Asks the uppermost of them to end, as each ends its own, and insists where that fails."""
     asked: set[psutil.Process] = set()
     deadline = time.monotonic() + _WAIT_S
     while left := processes():
+        ids = {process.pid for process in left}
         for process in left:
             with suppress(psutil.Error):
                 if time.monotonic() > deadline:
                     process.kill()
-                elif process not in asked:
+                elif process not in asked and process.ppid() not in ids:
                     process.terminate()
-        asked.update(left)
+                    asked.add(process)
         time.sleep(0.1)
 
 

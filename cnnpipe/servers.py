@@ -190,8 +190,7 @@ def _guarded(root: Path) -> Iterator[_Start]:
     def start(name: str, module: list[str], **variables: str) -> _Child:
         child = _Child(name, module, {**env, **variables}, root)
         children.append(child)
-        if name != "worker":
-            to_watcher.write(f"{child.process.pid}\n")
+        to_watcher.write(f"{name} {child.process.pid}\n")
         return child
 
     try:

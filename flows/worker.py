@@ -4,9 +4,9 @@
                                 PREFECT_API_URL and MLFLOW_TRACKING_URI name
 
 It makes on the Prefect server what the flows need and is not there yet: the work pool, the limit
-that lets one training use the GPU at a time, and the automation that ends the runs of killed
-processes. It registers the deployments that are new or whose entry has changed, and becomes a
-Prefect worker.
+that lets one training use the GPU at a time, and the automation that tells the runs of killed
+processes from those that are at work. It registers the deployments that are new or whose entry has
+changed, and becomes a Prefect worker.
 """
 
 import hashlib
@@ -17,13 +17,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
 from prefect.client.schemas.objects import StateType
 from prefect.events import ResourceSpecification
 from prefect.events.actions import ChangeFlowRunState
@@ -31,6 +38,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Crashed
 from prefect.utilities.callables import parameter_schema
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -75,8 +83,10 @@ def main() -> int:
         with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
             _check_answers(client, url)
             flows = read_flows(root)
-            prepare(client, sorted({flow.name for _, flow in flows}))
+            names = sorted({flow.name for _, flow in flows})
+            prepare(client, names)
             register(client, root, flows)
+            settle(client, names)
     except (UserError, RunFailed) as error:
         print(f"cnnpipe: {printable(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
@@ -180,6 +190,34 @@ def register(
         raise RunFailed(f"{DEPLOYMENTS}: Prefect does not take it: {reason}")
 
 
+def settle(client: SyncPrefectClient, flows: list[str], silence: timedelta = SILENCE) -> None:
+    """Ends the runs of processes that died when the server was not there to notice.
+
+    The automation sees only what falls silent while the server runs.
+
+    Args:
+        client: of the server.
+        flows: the names of the project's flows.
+        silence: without any event, before a run counts as killed.
+    """
+    unsettled = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+    for run in client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=flows)),
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=unsettled))
+        ),
+    ):
+        since = (datetime.now(UTC) - silence).isoformat()
+        of_run = {"occurred": {"since": since}, "resource": {"id": [f"prefect.flow-run.{run.id}"]}}
+        if not client.request("POST", "/events/filter", json={"filter": of_run}).json()["events"]:
+            client.set_flow_run_state(run.id, Crashed(message=_killed(silence)), force=True)
+            print(f"{run.name}: its process is gone: Crashed")
+
+
+def _killed(silence: timedelta) -> str:
+    return f"No sign of life for {silence.total_seconds():.0f} s: the process is gone"
+
+
 def _automation(flows: list[str], silence: timedelta) -> AutomationCore:
     """Source: "How to detect and respond to zombie flows", Prefect's documentation."""
     return AutomationCore(
@@ -195,12 +233,7 @@ def _automation(flows: list[str], silence: timedelta) -> AutomationCore:
             threshold=1,
             within=silence,
         ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                message=f"No sign of life for {silence.total_seconds():.0f} s: its process is gone",
-            )
-        ],
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=_killed(silence))],
     )
 
 
