@@ -492,6 +492,11 @@ def _opened(name: str, tags: dict[str, str]) -> dict[str, Any]:
     return {"kind": "open", "time": _now(), "name": name, "tags": tags}
 
 
+def unsent_runs() -> list[str]:
+    """The runs of which MLflow has missed something that waits to be sent."""
+    return waiting()
+
+
 def _is_refusal(error: Exception) -> bool:
     """Whether MLflow would not take it however often it is told."""
     code = getattr(error, "error_code", None)
