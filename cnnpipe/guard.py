@@ -48,7 +48,7 @@ def marked(mark: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.environ().get(VARIABLE) == mark and process.status() != "zombie":
+            if process.environ().get(VARIABLE) == mark and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 

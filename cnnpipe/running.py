@@ -41,10 +41,11 @@ def find() -> Running | None:
     """What runs now; None where nothing does."""
     try:
         running = Running(**json.loads(_path().read_text()))
-        alive = psutil.Process(running.pid).create_time() == running.started
+        process = psutil.Process(running.pid)
+        is_it = process.create_time() == running.started
     except (OSError, ValueError, TypeError, psutil.Error):
         return None  # it was killed, and could not take its word back
-    return running if alive else None
+    return running if is_it and process.status() != psutil.STATUS_ZOMBIE else None
 
 
 def forget() -> None:

@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -84,17 +83,18 @@ def _run(
         command = ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
         # Without the address the UI looks for the API at the default port.
         children.append(start("Prefect", command, PREFECT_API_URL=prefect_api))
-    for child in children:
-        health = f"{mlflow_url if child.name == 'MLflow' else prefect_api}/health"
-        child.wait_for(partial(_answers, health))
+    children.append(
+        start("worker", ["flows.worker", "--wait"], MLFLOW_TRACKING_URI=mlflow_url,
+              PREFECT_API_URL=prefect_api)
+    )  # fmt: skip
+    log = children[-1].log
+    _wait_for("MLflow", children, lambda: _answers(f"{mlflow_url}/health"))
     if not is_local:
         # By the server itself, to which every host can then send what its runs have made.
         os.environ["MLFLOW_TRACKING_URI"] = mlflow_url
         tracking.prepare_store()
-    worker = start("worker", ["flows.worker"], MLFLOW_TRACKING_URI=mlflow_url,
-                   PREFECT_API_URL=prefect_api)  # fmt: skip
-    worker.wait_for(lambda: "started!" in worker.log.read_text())
-    children.append(worker)
+    _wait_for("Prefect", children, lambda: _answers(f"{prefect_api}/health"))
+    _wait_for("worker", children, lambda: "started!" in log.read_text(errors="replace"))
     running.note(
         shown_address(mlflow_url),
         shown_address(prefect_api),
@@ -143,13 +143,15 @@ class _Child:
                 raise RunFailed(said[-1].removeprefix("cnnpipe: "))
             raise RunFailed(f"{self.name} ended with exit code {code}: see {self.log}")
 
-    def wait_for(self, ready: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while not ready():
-            self.check()
-            if time.monotonic() > deadline:
-                raise RunFailed(f"{self.name} is not up after {_START_TIMEOUT_S} s: see {self.log}")
-            time.sleep(0.2)
+
+def _wait_for(name: str, children: list[_Child], ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while not ready():
+        for child in children:
+            child.check()
+        if time.monotonic() > deadline:
+            raise RunFailed(f"{name} is not up after {_START_TIMEOUT_S} s: see .cnnpipe/logs")
+        time.sleep(0.2)
 
 
 _Start = Callable[..., _Child]

@@ -9,12 +9,14 @@ processes from those that are at work. It registers the deployments that are new
 changed, and becomes a Prefect worker.
 """
 
+import argparse
 import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -44,11 +46,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from cnnpipe.errors import RunFailed, UserError, printable
-from cnnpipe.running import prefect_api
+from cnnpipe.running import prefect_api, shown_address
 from cnnpipe.workspace import repository_root
 
 DEPLOYMENTS = "prefect.yaml"
 POOL = "cnnpipe"
+TRAINING = "training"
+"""The queue for what works in the project's folder, where DVC does one thing at a time."""
 GPU = "gpu"
 """The limit that flows take for what needs the GPU."""
 AUTOMATION = "Crash killed runs"
@@ -61,6 +65,9 @@ _HEARTBEAT = "prefect.flow-run.heartbeat"
 
 def main() -> int:
     """Makes what is missing and becomes the worker; the exit code where that cannot be."""
+    parser = argparse.ArgumentParser(prog="python -m flows.worker")
+    parser.add_argument("--wait", action="store_true", help="until the Prefect server answers")
+    wait = parser.parse_args().wait
     root = repository_root()
     url = PREFECT_API_URL.value() or prefect_api()
     # For the commands below, and for every run; this process has read its settings already.
@@ -81,8 +88,14 @@ def main() -> int:
         os.environ.pop(name, None)
     try:
         with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
-            _check_answers(client, url)
             flows = read_flows(root)
+            while (error := client.api_healthcheck()) and wait:
+                time.sleep(0.5)
+            if error:
+                raise RunFailed(
+                    f"no Prefect server answers at {shown_address(url)}: start one with "
+                    "`cnnpipe up`, or set PREFECT_API_URL to yours"
+                )
             names = sorted({flow.name for _, flow in flows})
             prepare(client, names)
             register(client, root, flows)
@@ -124,7 +137,7 @@ def read_flows(root: Path) -> list[tuple[dict[str, Any], Flow[..., Any]]]:
 
 
 def prepare(client: SyncPrefectClient, flows: list[str], silence: timedelta = SILENCE) -> None:
-    """Makes the pool, the limit and the automation where they are missing.
+    """Makes the pool, its queue, the limit and the automation where they are missing.
 
     What is there stays as it is, whoever has changed it, but for the flows that the automation is
     about.
@@ -139,13 +152,17 @@ def prepare(client: SyncPrefectClient, flows: list[str], silence: timedelta = SI
     except ObjectNotFound:
         _make(lambda: client.create_work_pool(WorkPoolCreate(name=POOL, type="process")))
     try:
+        client.read_work_queue_by_name(TRAINING, work_pool_name=POOL)
+    except ObjectNotFound:
+        _make(lambda: client.create_work_queue(TRAINING, work_pool_name=POOL, concurrency_limit=1))
+    try:
         client.read_global_concurrency_limit_by_name(GPU)
     except ObjectNotFound:
         limit = GlobalConcurrencyLimitCreate(name=GPU, limit=1)
         _make(lambda: client.create_global_concurrency_limit(limit))
     there = client.read_automations_by_name(AUTOMATION)
     if not there:
-        client.create_automation(_automation(flows, silence))
+        client.create_automation(automation(flows, silence))
     elif there[0].trigger.match_related != _of_flows(flows):
         trigger = there[0].trigger.model_copy(update={"match_related": _of_flows(flows)})
         changed = there[0].model_copy(update={"trigger": trigger})
@@ -218,8 +235,11 @@ def _killed(silence: timedelta) -> str:
     return f"No sign of life for {silence.total_seconds():.0f} s: the process is gone"
 
 
-def _automation(flows: list[str], silence: timedelta) -> AutomationCore:
-    """Source: "How to detect and respond to zombie flows", Prefect's documentation."""
+def automation(flows: list[str], silence: timedelta) -> AutomationCore:
+    """It has the runs of these flows Crashed that give no heartbeat for so long.
+
+    Source: "How to detect and respond to zombie flows", Prefect's documentation.
+    """
     return AutomationCore(
         name=AUTOMATION,
         description="A run whose process was killed tells nobody: it has no heartbeat any more.",
@@ -252,14 +272,6 @@ def _make(create: Callable[[], object]) -> None:
 def _digest(*content: object) -> str:
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _check_answers(client: SyncPrefectClient, url: str) -> None:
-    if error := client.api_healthcheck():
-        raise RunFailed(
-            f"no Prefect server answers at {url} ({type(error).__name__}): start one with "
-            "`cnnpipe up`, or set PREFECT_API_URL to yours"
-        )
 
 
 if __name__ == "__main__":
