@@ -164,9 +164,9 @@ def prepare(client: SyncPrefectClient, flows: list[str], silence: timedelta = SI
     if not there:
         client.create_automation(automation(flows, silence))
     elif there[0].trigger.match_related != _of_flows(flows):
-        trigger = there[0].trigger.model_copy(update={"match_related": _of_flows(flows)})
-        changed = there[0].model_copy(update={"trigger": trigger})
-        client.update_automation(there[0].id, AutomationCore(**changed.model_dump(exclude={"id"})))
+        content = there[0].model_dump(exclude={"id", "owner_resource"})
+        content["trigger"]["match_related"] = _of_flows(flows)
+        client.update_automation(there[0].id, AutomationCore(**content))
 
 
 def register(
@@ -224,8 +224,13 @@ def settle(client: SyncPrefectClient, flows: list[str], silence: timedelta = SIL
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=unsettled))
         ),
     ):
-        since = (datetime.now(UTC) - silence).isoformat()
-        of_run = {"occurred": {"since": since}, "resource": {"id": [f"prefect.flow-run.{run.id}"]}}
+        since = datetime.now(UTC) - silence
+        if run.state.timestamp > since:  # its events may be under way
+            continue
+        of_run = {
+            "occurred": {"since": since.isoformat()},
+            "resource": {"id": [f"prefect.flow-run.{run.id}"]},
+        }
         if not client.request("POST", "/events/filter", json={"filter": of_run}).json()["events"]:
             client.set_flow_run_state(run.id, Crashed(message=_killed(silence)), force=True)
             print(f"{run.name}: its process is gone: Crashed")
@@ -244,7 +249,7 @@ def automation(flows: list[str], silence: timedelta) -> AutomationCore:
         name=AUTOMATION,
         description="A run whose process was killed tells nobody: it has no heartbeat any more.",
         trigger=EventTrigger(
-            after={_HEARTBEAT},
+            after={_HEARTBEAT, "prefect.flow-run.Running"},  # it may be killed before its first
             expect={_HEARTBEAT, *(f"prefect.flow-run.{state}" for state in _ENDS)},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
             match_related=_of_flows(flows),

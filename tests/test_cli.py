@@ -67,7 +67,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in (*cli.STAGES, "summary", "explain", "predict", "compare", "up"):
+    for command in (*cli.STAGES, "summary", "explain", "predict", "compare", "up", "doctor"):
         assert command in done.stdout
 
 
