@@ -39,7 +39,7 @@ bench: $(PEERS) ## measure side by side with the peers, about 17 minutes; see be
 drill: $(INSTALLED) ## practise faults and print what was seen of each
 	@python -m benchmarks.drills
 
-up: $(INSTALLED) ## start the MLflow and Prefect servers; Ctrl-C stops both
+up: $(INSTALLED) ## start MLflow, Prefect and a worker for its runs; Ctrl-C stops them
 	@cnnpipe up
 
 clean: ## remove the virtual environment and the caches of the tools, not data or results

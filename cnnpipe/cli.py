@@ -89,6 +89,7 @@ def _command(arguments: list[str]) -> int:
         "promote": _promote,
         "trace": _trace,
         "up": _up,
+        "doctor": _doctor,
     }
     return functions[args.command](args)
 
@@ -170,9 +171,15 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", action="store_true", help="print JSON instead of the table")
     _add_promote(commands)
     _add_trace(commands)
-    up = commands.add_parser("up", help="start the MLflow and Prefect servers; Ctrl-C stops both")
+    up = commands.add_parser(
+        "up", help="start MLflow, Prefect and a worker for its runs; Ctrl-C stops them"
+    )
     up.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s")
     up.add_argument("--prefect-port", type=int, default=4200, help="default: %(default)s")
+    doctor = commands.add_parser(
+        "doctor", help="show what this machine and this folder have and lack"
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -386,3 +393,14 @@ def _up(args: argparse.Namespace) -> int:
 
     load(PARAMS)  # or the servers would keep their data in just any folder
     return serve(args.mlflow_port, args.prefect_port)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from cnnpipe.doctor import as_text, examine
+
+    findings = examine(PARAMS)
+    as_json = [asdict(finding) for finding in findings]
+    print(json.dumps(as_json, indent=2) if args.json else as_text(findings))
+    return int(any(finding.status == "wrong" for finding in findings))

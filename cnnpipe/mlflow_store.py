@@ -31,6 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cnnpipe import sweep_view
 from cnnpipe.errors import RunFailed, UserError
+from cnnpipe.running import shown_address
 from cnnpipe.workspace import repository_root, signals_held
 
 for _name in ("mlflow", "alembic"):  # what they do well is no news
@@ -104,13 +105,13 @@ def connect(make: bool = True) -> str:
                 return str(mlflow.create_experiment(EXPERIMENT, location, tags))
             if experiment.lifecycle_stage == "deleted":
                 raise UserError(
-                    f"{shown(uri)}: the MLflow experiment {EXPERIMENT!r} was deleted: restore it "
-                    f"with `mlflow experiments restore -x {experiment.experiment_id}`"
+                    f"{shown_address(uri)}: the MLflow experiment {EXPERIMENT!r} was deleted: "
+                    f"restore it with `mlflow experiments restore -x {experiment.experiment_id}`"
                 )
             return str(experiment.experiment_id)
     except FAILURES as error:
         kind = UserError if is_refusal(error) else RunFailed
-        raise kind(f"the MLflow store {shown(uri)} cannot be used: {line(error)}") from None
+        raise kind(f"the MLflow store {shown_address(uri)} cannot be used: {line(error)}") from None
 
 
 def connect_to_read() -> str:
@@ -134,7 +135,7 @@ def reading() -> Iterator[None]:
         if isinstance(error, RunFailed):
             raise
         raise RunFailed(
-            f"the MLflow store {shown(address())} cannot be read: {line(error)}"
+            f"the MLflow store {shown_address(address())} cannot be read: {line(error)}"
         ) from None
 
 
@@ -162,7 +163,7 @@ def check_answers() -> None:
             requests.get(uri.rstrip("/") + "/health", timeout=SLOW_S).raise_for_status()
         except requests.RequestException as error:
             raise RunFailed(
-                f"MLFLOW_TRACKING_URI = {shown(uri)}: no MLflow server answers there: "
+                f"MLFLOW_TRACKING_URI = {shown_address(uri)}: no MLflow server answers there: "
                 f"{type(error).__name__}; start one with `cnnpipe up`, or unset the variable"
             ) from None
     check_unlocked()
@@ -171,14 +172,6 @@ def check_answers() -> None:
 def address() -> str:
     """Of the store: what MLFLOW_TRACKING_URI says, or else the default store's URI."""
     return os.environ.get("MLFLOW_TRACKING_URI") or local_store()
-
-
-def shown(uri: str) -> str:
-    """The address without user and password, which may change while the tracker stays the same."""
-    parts = urlsplit(uri)
-    if not parts.netloc:  # a file, of which it would drop a slash
-        return uri
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 
 def is_remote() -> bool:

@@ -91,17 +91,20 @@ def computing_limit(seconds: float) -> Iterator[None]:
 def end_with_dvc() -> None:
     """Has this process sent SIGTERM within a second after the DVC that started it is gone.
 
-    A signal to DVC alone would else leave its stage running: neither DVC nor the shell that is
-    between the two passes one on. Where DVC did not start this process it does nothing.
+    Likewise where a flow has started DVC, and is gone. A signal to DVC or the flow alone would else
+    leave the stage running: neither they nor the shell that is between pass one on. Where DVC did
+    not start this process it does nothing.
     """
     if "DVC_STAGE" not in os.environ:
         return
     import psutil
 
-    # Each process up to DVC, which has not itself the variable that it gives to what it starts.
+    # Each process up to DVC or to the flow, which have not themselves the variables that they give
+    # to what they start.
+    variables = {"DVC_STAGE", "CNNPIPE_FLOW_RUN_ID"}
     line = [psutil.Process()]
     with suppress(psutil.Error):
-        while (parent := line[-1].parent()) and "DVC_STAGE" in parent.environ():
+        while (parent := line[-1].parent()) and variables & parent.environ().keys():
             line.append(parent)
     parents = {process: process.ppid() for process in line}
 

@@ -29,7 +29,6 @@ from cnnpipe.mlflow_store import (
     is_refusal,
     is_remote,
     line,
-    shown,
 )
 
 # isort: split
@@ -48,6 +47,7 @@ from cnnpipe import registry
 from cnnpipe.errors import RunFailed, UserError
 from cnnpipe.origin import md5, origin, sha256
 from cnnpipe.outbox import Outbox, open_outbox, waiting
+from cnnpipe.running import shown_address
 
 PARENT_VARIABLE = "CNNPIPE_PARENT_RUN"
 """The environment's variable by which a training learns of the sweep's run that it belongs to."""
@@ -361,7 +361,7 @@ def _open_run(name: str, tags: dict[str, str], run_id: str) -> Iterator[Run]:
     except FAILURES as error:
         problem = error
     own_id = target.run_id if target else run_id or uuid.uuid4().hex
-    with open_outbox(own_id, shown(address())) as outbox:
+    with open_outbox(own_id, shown_address(address())) as outbox:
         run = Run(outbox, own_id, experiment_id if target else "", target)
         if problem is not None:
             run.keep_back(line(problem))
@@ -437,7 +437,7 @@ def _send_waiting(experiment_id: str, awaited: str) -> None:
         with ExitStack() as stack:
             try:
                 outbox = stack.enter_context(
-                    open_outbox(run_id, shown(address()), run_id == awaited)
+                    open_outbox(run_id, shown_address(address()), run_id == awaited)
                 )
             except RunFailed:
                 continue
@@ -495,6 +495,11 @@ def _opened(name: str, tags: dict[str, str]) -> dict[str, Any]:
     """What a new run is made of, as an entry of an outbox."""
     tags = resolve_tags({**_origin_tags(), **tags})
     return {"kind": "open", "time": _now(), "name": name, "tags": tags}
+
+
+def unsent_runs() -> list[str]:
+    """The runs of which MLflow has missed something that waits to be sent."""
+    return waiting()
 
 
 def _now() -> int:

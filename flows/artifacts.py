@@ -16,8 +16,7 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
-LOCAL_MLFLOW = "http://127.0.0.1:5000"
-"""Where `cnnpipe up` starts the server."""
+from cnnpipe import running
 
 _METRICS = {
     "accuracy": "accuracy",
@@ -55,7 +54,7 @@ def mlflow_url(run_id: str, experiment_id: str) -> str:
     """Where MLflow shows a run."""
     server = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not server.startswith("http"):
-        server = LOCAL_MLFLOW
+        server = running.mlflow_server()
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
 
 

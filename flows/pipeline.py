@@ -26,14 +26,13 @@ from prefect.tasks import exponential_backoff
 
 from cnnpipe.errors import UserError
 from cnnpipe.params import Params, load
+from cnnpipe.running import prefect_api
 from flows import commands
 from flows.artifacts import Outputs, show_metrics, show_picture, show_quarantine, show_run
 from flows.reproduction import STAGES, Reproduction, has_gpu
 from flows.settings import Settings, options
 
 PARAMS = "params.yaml"
-LOCAL_API = "http://127.0.0.1:4200/api"
-"""Where `cnnpipe up` starts the server."""
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
@@ -135,7 +134,7 @@ def uses_gpu(params: Params) -> bool:
 
 def main() -> int:
     """Runs the flow in the checkout; the exit code."""
-    url = PREFECT_API_URL.value() or LOCAL_API
+    url = PREFECT_API_URL.value() or prefect_api()
     try:
         with urlopen(f"{url}/health", timeout=10):
             pass

@@ -67,7 +67,9 @@ def test_help_and_version_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in (*cli.STAGES, "summary", "explain", "predict", "export", "compare", "up"):
+    commands = ("summary", "explain", "predict", "export", "compare", "promote", "trace", "up",
+                "doctor")  # fmt: skip
+    for command in (*cli.STAGES, *commands):
         assert command in done.stdout
 
 

@@ -30,6 +30,7 @@ from benchmarks.drills.tracker import Server
 from cnnpipe import mlflow_store, registry, sweep_view, tracking
 from cnnpipe.errors import RunFailed, UserError
 from cnnpipe.origin import digest
+from cnnpipe.running import shown_address
 
 ROOT = Path(__file__).parents[1]
 
@@ -563,7 +564,7 @@ def test_a_store_that_mlflow_cannot_use_ends_the_run_before_it_begins(
 
 
 def test_another_password_is_no_other_tracker(tmp_path: Path) -> None:
-    folders = [mlflow_store.shown(f"http://{who}127.0.0.1:5000/") for who in ("", "me:a@", "me:b@")]
+    folders = [shown_address(f"http://{who}127.0.0.1:5000/") for who in ("", "me:a@", "me:b@")]
     assert set(folders) == {"http://127.0.0.1:5000"}
 
 

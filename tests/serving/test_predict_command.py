@@ -19,6 +19,7 @@ from PIL import Image
 from cnnpipe import cli, mlflow_store, records, tracking
 from cnnpipe.errors import UserError
 from cnnpipe.outbox import open_outbox, waiting
+from cnnpipe.running import shown_address
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +209,7 @@ def test_without_a_champion_it_says_what_makes_one(
 def test_json_is_alone_on_stdout_even_where_older_news_are_sent(
     champion: str, inbox: Path, scores: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with open_outbox("f" * 32, mlflow_store.shown(mlflow_store.address())) as outbox:
+    with open_outbox("f" * 32, shown_address(mlflow_store.address())) as outbox:
         outbox.add({"kind": "tag", "key": "late", "value": "yes"})
     capsys.readouterr()
     assert scheduled(inbox, scores) == 0

@@ -1,0 +1,225 @@
+"""A real server and a real worker: what is scheduled runs, what is cancelled or killed ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+DEPLOYMENTS = """
+pull:
+- prefect.deployments.steps.set_working_directory: {directory: "{{ $CNNPIPE_PROJECT }}"}
+deployments:
+- name: pipeline
+  entrypoint: flows/pipeline.py:pipeline
+  work_pool: {name: cnnpipe, work_queue_name: training}
+- name: tick
+  entrypoint: flows/tick.py:tick
+  work_pool: {name: cnnpipe}
+  concurrency_limit: {limit: 1, collision_strategy: CANCEL_NEW}
+  schedules: [{slug: often, interval: 5}]
+"""
+TICK = """
+import os
+from pathlib import Path
+from prefect import flow
+
+@flow(name="tick")
+def tick():
+    Path("ticked").write_text(os.environ["MLFLOW_TRACKING_URI"])
+"""
+SILENT = """
+import time
+import flows
+from prefect import flow
+
+@flow(name="silent")
+def silent():
+    time.sleep(600)
+
+silent()
+"""
+
+
+class Api:
+    """The Prefect server, as seen from outside."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def post(self, path: str, **content: Any) -> Any:
+        answer = requests.post(f"{self.address}{path}", json=content, timeout=30)
+        answer.raise_for_status()
+        return answer.json()
+
+    def runs(self, flow: str, state: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.post(
+            "/flow_runs/filter",
+            flows={"name": {"any_": [flow]}},
+            flow_runs={"state": {"name": {"any_": [state]}}},
+        )
+        return found
+
+
+@pytest.fixture(scope="module")
+def api(prefect_api: str) -> Api:
+    return Api(prefect_api)
+
+
+@pytest.fixture
+def client(prefect_api: str) -> Iterator[Any]:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: prefect_api}), get_client(sync_client=True) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def worker(
+    project: Path, environment: dict[str, str], prefect_api: str, api: Api
+) -> Iterator[subprocess.Popen[bytes]]:
+    (project / "prefect.yaml").write_text(DEPLOYMENTS)
+    (project / "flows" / "tick.py").write_text(TICK)
+    log = project / "worker.log"
+    store = f"sqlite:///{project / 'mlflow.db'}"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.worker"],
+            cwd=project,
+            env={**environment, "PREFECT_API_URL": prefect_api, "MLFLOW_TRACKING_URI": store},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def wait_for(done: Callable[[], Any], most_s: float = 90) -> Any:
+    deadline = time.monotonic() + most_s
+    while not (result := done()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return result
+
+
+def working_in(folder: Path) -> list[str]:
+    """The command lines of the stages and flows that are at work in the folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = " ".join(process.cmdline())
+            if process.cwd() == str(folder) and ("train" in line or "prefect.engine" in line):
+                found.append(line)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_scheduled_run_appears_and_completes_in_the_projects_folder(
+    project: Path, worker: subprocess.Popen[bytes], api: Api
+) -> None:
+    assert wait_for(lambda: worker.poll() is None and api.runs("tick", "Completed"))
+    assert (project / "ticked").read_text() == f"sqlite:///{project / 'mlflow.db'}"
+
+
+def test_a_cancelled_run_ends_every_process_and_mlflow_knows(
+    project: Path, worker: subprocess.Popen[bytes], api: Api, call: Call
+) -> None:
+    params = project / "params.yaml"
+    before = params.read_text()
+    params.write_text(before.replace("epochs: 1", "epochs: 100000"))
+    try:
+        deployment = wait_for(
+            lambda: api.post("/deployments/filter", deployments={"name": {"any_": ["pipeline"]}})
+        )[0]
+        run = api.post(f"/deployments/{deployment['id']}/create_flow_run", parameters={})["id"]
+        wait_for(lambda: any("cnnpipe train" in line for line in working_in(project)))
+        listed = (
+            sys.executable, "-c",
+            "from cnnpipe import mlflow_store; import mlflow; mlflow_store.prepare_store();"
+            "print(*mlflow.search_runs(experiment_names=['cnnpipe']).get('status', []))",
+        )  # fmt: skip
+        wait_for(lambda: "RUNNING" in call(*listed).stdout)
+        api.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLING"})
+        wait_for(lambda: not working_in(project))
+        wait_for(lambda: [r for r in api.runs("pipeline", "Cancelled") if r["id"] == run])
+    finally:
+        params.write_text(before)
+    assert call(*listed).stdout.splitlines()[-1] == "KILLED"
+
+
+def test_a_killed_run_is_crashed_by_the_automation(
+    project: Path, environment: dict[str, str], prefect_api: str, api: Api, client: Any
+) -> None:
+    from flows.worker import automation
+
+    quick = automation(["silent"], timedelta(seconds=10))
+    client.create_automation(quick.model_copy(update={"name": "quick"}))
+    process = subprocess.Popen(
+        [sys.executable, "-c", SILENT],
+        cwd=project, env={**environment, "PREFECT_API_URL": prefect_api},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: api.runs("silent", "Running"))
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    crashed = wait_for(lambda: api.runs("silent", "Crashed"))
+    assert "No sign of life for 10 s" in crashed[0]["state"]["message"]
+
+
+def test_a_run_that_fell_silent_while_no_server_ran_is_crashed_when_a_worker_starts(
+    client: Any, api: Api
+) -> None:
+    from prefect import flow
+    from prefect.states import Running
+
+    from flows.worker import settle
+
+    @flow(name="orphan")
+    def orphan() -> None: ...
+
+    run = client.create_flow_run(orphan, state=Running())
+    settle(client, ["orphan"])
+    assert len(api.runs("orphan", "Running")) == 1  # it may be at work
+    settle(client, ["another"], timedelta(0))
+    assert len(api.runs("orphan", "Running")) == 1
+    settle(client, ["orphan"], timedelta(0))
+    assert [one["id"] for one in api.runs("orphan", "Crashed")] == [str(run.id)]
+
+
+def test_what_the_flows_need_is_made_once_and_not_made_over(client: Any) -> None:
+    from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+    from prefect.concurrency.sync import concurrency
+
+    from flows.worker import AUTOMATION, GPU, POOL, TRAINING, prepare
+
+    prepare(client, ["pipeline"])
+    with concurrency(GPU, strict=True):
+        pass
+    with pytest.raises(ConcurrencySlotAcquisitionError), concurrency("no such limit", strict=True):
+        pass
+    client.request("PATCH", f"/v2/concurrency_limits/{GPU}", json={"limit": 3})
+    first = client.read_automations_by_name(AUTOMATION)[0]
+    client.request("PATCH", f"/automations/{first.id}", json={"enabled": False})
+    prepare(client, ["pipeline", "sweep"])
+    assert client.read_global_concurrency_limit_by_name(GPU).limit == 3
+    assert client.read_work_queue_by_name(TRAINING, work_pool_name=POOL).concurrency_limit == 1
+    (after,) = client.read_automations_by_name(AUTOMATION)
+    assert (after.id, after.enabled) == (first.id, False)
+    assert after.trigger.match_related.root["prefect.resource.name"] == ["pipeline", "sweep"]
