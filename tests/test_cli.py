@@ -259,10 +259,10 @@ def test_a_stage_does_not_outlive_the_flow_that_started_its_dvc() -> None:
     while not list(Path().glob("data/.raw.*/images.zip")):  # it is drawing
         assert flow.poll() is None
         time.sleep(0.05)
-    dvc, stage = psutil.Process(flow.pid).children(recursive=True)
+    dvc, *stage = psutil.Process(flow.pid).children(recursive=True)
     flow.kill()
     flow.wait()
-    _, alive = psutil.wait_procs([stage], timeout=10)
+    _, alive = psutil.wait_procs(stage, timeout=10)
     dvc.kill()  # this one waits for nobody
     assert not alive
     assert Path("log").read_text() == "cnnpipe: terminated\n"
