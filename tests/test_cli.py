@@ -245,6 +245,32 @@ def test_a_stage_does_not_outlive_the_dvc_that_started_it(
     assert list(Path("data").iterdir()) == []
 
 
+STARTED_AS_BY_A_FLOW = """
+import os, subprocess, sys, time
+env = {**os.environ, "CNNPIPE_FLOW_RUN_ID": "a run"}
+subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], env=env, start_new_session=True)
+time.sleep(600)
+"""
+
+
+def test_a_stage_does_not_outlive_the_flow_that_started_its_dvc() -> None:
+    Path("params.yaml").write_text("base: {seed: 7}")
+    command = [STARTED_AS_BY_A_FLOW, STARTED_AS_BY_DVC, str(CNNPIPE), "download"]
+    with Path("log").open("w") as log:
+        flow = subprocess.Popen([sys.executable, "-c", *command], stderr=log)
+    while not list(Path().glob("data/.raw.*/images.zip")):  # it is drawing
+        assert flow.poll() is None
+        time.sleep(0.05)
+    dvc, *stage = psutil.Process(flow.pid).children(recursive=True)
+    flow.kill()
+    flow.wait()
+    _, alive = psutil.wait_procs(stage, timeout=10)
+    dvc.kill()  # this one waits for nobody
+    assert not alive
+    assert Path("log").read_text() == "cnnpipe: terminated\n"
+    assert list(Path("data").iterdir()) == []
+
+
 def test_a_resize_that_was_killed_leaves_nothing_that_split_could_take_for_whole(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
