@@ -55,6 +55,8 @@ _SENDING_S = 30
 """For sending what has waited; the rest waits on."""
 _SENDING_FIRST_S = 10
 """For that before a stage begins."""
+_SENDING_LAST_S = 2
+"""For that after an interrupt."""
 _MOST_POINTS = 1000
 """That MLflow takes at once."""
 
@@ -75,6 +77,8 @@ class Run:
         self._outbox = outbox
         self._target = target
         self._warned: set[str] = set()
+        self._cut_off = False
+        """Whether an interrupt came out of a wait for MLflow, which may be as well as ever."""
 
     def log_params(self, params: dict[str, Any]) -> None:
         """Parameters, by their dotted names."""
@@ -152,13 +156,13 @@ class Run:
         self.log_model_file(path)  # also of a run that takes the place of the one that trained it
         self._log("model", Path(path), class_names=list(class_names))
 
-    def deliver(self) -> None:
-        """Sends what has been kept back, if MLflow answers now."""
+    def deliver(self, most_s: float = _SENDING_S) -> None:
+        """Sends what has been kept back, if MLflow answers now; for so many seconds, about."""
         if self._target is not None and not self._outbox.entries():
             return
         with suppress(*FAILURES, UserError):  # whose experiment it is may have been deleted
             experiment_id = connect()
-            deadline = time.monotonic() + _SENDING_S
+            deadline = time.monotonic() + most_s
             self._target = _send_all(self._outbox, self.id, experiment_id, deadline)
             self.id, self.experiment_id = self._target.run_id, experiment_id
 
@@ -189,7 +193,7 @@ class Run:
                 self.keep_back(f"MLflow does not take what is logged: {line(error)}")
             except KeyboardInterrupt:
                 if is_remote():  # out of a wait: nobody knows whether it was taken
-                    self._target = None
+                    self._target, self._cut_off = None, True
                     self._outbox.add(entry, path)
                 raise
             else:
@@ -205,6 +209,8 @@ class Run:
         self._log("end", status=status)
         if status != "KILLED":
             self.deliver()
+        elif self._cut_off:
+            self.deliver(_SENDING_LAST_S)
 
 
 class _Target:

@@ -15,7 +15,7 @@ from typing import IO
 from prefect import get_run_logger, runtime
 
 _BIN = Path(sys.executable).parent
-_INTERRUPT_S, _TERMINATE_S = 3.0, 1.0
+_INTERRUPT_S, _KILL_S = 4.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,12 @@ def stop(process: subprocess.Popen[str]) -> None:
     An interrupt lets DVC remove its workspace and the stage tell MLflow; what takes too long is
     killed. What counts is when the last process of the group is gone.
     """
+    # A shell's background job ignores interrupts, and so does all that it starts.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     with suppress(ProcessLookupError):
         for number, seconds in (
-            (signal.SIGINT, _INTERRUPT_S),
-            (signal.SIGTERM, _TERMINATE_S),
-            (signal.SIGKILL, _TERMINATE_S),
+            (signal.SIGTERM if ignored else signal.SIGINT, _INTERRUPT_S),
+            (signal.SIGKILL, _KILL_S),
         ):
             os.killpg(process.pid, number)
             os.killpg(process.pid, signal.SIGCONT)

@@ -146,8 +146,6 @@ def main() -> int:
         )
         return 1
     # A server is required: without one Prefect starts its own for each run and forgets task runs.
-    # A shell's background job ignores it, and so would all that is started from here.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     with temporary_settings({PREFECT_API_URL: url, PREFECT_SERVER_ANALYTICS_ENABLED: False}):
         try:
             return 0 if pipeline(in_checkout=True, return_state=True).is_completed() else 1

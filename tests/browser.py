@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,24 @@ class Page:
         if "exceptionDetails" in result:
             raise RuntimeError(f"{expression}: {result['exceptionDetails']}")
         return result["result"].get("value")
+
+    def wait_for(self, expression: str, most_s: float = 90) -> None:
+        """Waits until a JavaScript expression is true."""
+        deadline = time.monotonic() + most_s
+        while not self.evaluate(f"Boolean({expression})"):
+            assert time.monotonic() < deadline, (expression, self.text()[-3000:])
+            time.sleep(0.2)
+
+    def text(self) -> str:
+        """What the page shows."""
+        return str(self.evaluate("document.body.innerText"))
+
+    def click(self, text: str, kind: str = "button") -> None:
+        """Clicks the last element of a kind that shows just this text, once it is there."""
+        shows = f"e => e.innerText.trim() == {json.dumps(text)}"
+        found = f"[...document.querySelectorAll('{kind}')].filter({shows})"
+        self.wait_for(f"{found}.length")
+        self.evaluate(f"{found}.at(-1).click()")
 
     def missing_pictures(self) -> list[str]:
         """The alternative texts of the pictures that are not there."""

@@ -517,26 +517,26 @@ def test_what_mlflow_can_never_take_holds_nothing_else_back(
     shutil.rmtree(outbox()[0])
 
 
-def test_what_was_being_sent_when_the_user_stopped_it_is_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    mlflow_store.prepare_store()
+@pytest.mark.parametrize("taken", [False, True])
+def test_what_was_being_sent_at_an_interrupt_is_sent_once_more_with_the_end(taken: bool) -> None:
+    log_batch = mlflow.MlflowClient.log_batch
 
-    def hang(*arguments: object, **more: object) -> None:
+    def hang(*arguments: Any, **more: Any) -> None:
+        if taken:
+            log_batch(*arguments, **more)
         raise KeyboardInterrupt
 
     with (
         suppress(KeyboardInterrupt),
         tracking.start_run("x", {}) as run,
-        monkeypatch.context() as patch,
+        pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(tracking, "is_remote", lambda: True)  # only there it is a wait
         patch.setattr(mlflow.MlflowClient, "log_batch", hang)
         run.log_metrics({"val/loss": 1.0}, step=1)
-    with tracking.start_run("another", {}):
-        pass
     assert points(run.id) == [(1, 1.0)]
     assert client().get_run(run.id).info.status == "KILLED"
+    assert outbox() == []
 
 
 def test_a_signal_that_waited_for_the_store_ends_the_run_there_as_killed() -> None:

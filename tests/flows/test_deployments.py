@@ -117,12 +117,14 @@ def wait_for(done: Callable[[], Any], most_s: float = 90) -> Any:
 
 
 def working_in(folder: Path) -> list[str]:
-    """The command lines of the stages and flows that are at work in the folder."""
+    """The command lines of the stages and flows that are at work in the folder or below it."""
     found = []
     for process in psutil.process_iter():
         try:
             line = " ".join(process.cmdline())
-            if process.cwd() == str(folder) and ("train" in line or "prefect.engine" in line):
+            if Path(process.cwd()).is_relative_to(folder) and (
+                "train" in line or "prefect.engine" in line
+            ):
                 found.append(line)
         except psutil.Error:
             continue
@@ -207,18 +209,19 @@ def test_what_the_flows_need_is_made_once_and_not_made_over(client: Any) -> None
     from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
     from prefect.concurrency.sync import concurrency
 
-    from flows.worker import AUTOMATION, GPU, POOL, TRAINING, prepare
+    from flows.reproduction import GPU_LIMIT
+    from flows.worker import AUTOMATION, POOL, TRAINING, prepare
 
     prepare(client, ["pipeline"])
-    with concurrency(GPU, strict=True):
+    with concurrency(GPU_LIMIT, strict=True):
         pass
     with pytest.raises(ConcurrencySlotAcquisitionError), concurrency("no such limit", strict=True):
         pass
-    client.request("PATCH", f"/v2/concurrency_limits/{GPU}", json={"limit": 3})
+    client.request("PATCH", f"/v2/concurrency_limits/{GPU_LIMIT}", json={"limit": 3})
     first = client.read_automations_by_name(AUTOMATION)[0]
     client.request("PATCH", f"/automations/{first.id}", json={"enabled": False})
     prepare(client, ["pipeline", "sweep"])
-    assert client.read_global_concurrency_limit_by_name(GPU).limit == 3
+    assert client.read_global_concurrency_limit_by_name(GPU_LIMIT).limit == 3
     assert client.read_work_queue_by_name(TRAINING, work_pool_name=POOL).concurrency_limit == 1
     (after,) = client.read_automations_by_name(AUTOMATION)
     assert (after.id, after.enabled) == (first.id, False)
