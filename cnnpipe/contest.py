@@ -7,12 +7,15 @@ were tested on different images, the champion is tested again, on the candidate'
 import hashlib
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import torch
+from dvc.api import DVCFileSystem
+from dvc.exceptions import DvcException
 
 from cnnpipe import records, registry
 from cnnpipe.data import manifest
@@ -31,7 +34,7 @@ from cnnpipe.registry import Version
 from cnnpipe.serving.predictor import Predictor
 from cnnpipe.training.batches import Batches
 from cnnpipe.training.loop import predict
-from cnnpipe.workspace import locked
+from cnnpipe.workspace import locked, repository_root
 
 _RESIZED, _SPLIT, _RAW = Path("data/resized"), Path("data/split.csv"), Path("data/raw")
 _BATCH_SIZE = 64
@@ -262,11 +265,19 @@ def _predicted(
     """
     if _is_prepared(classifier, candidate, version):
         return _from_resized(classifier, table)
-    if (_RAW / "source.json").exists():
-        found = _from_raw(classifier, table)
-        if found is not None:
-            return found
+    found = _from_raw(classifier, table, _RAW)
+    if found is not None:
+        return found
     commit, experiment = (version.tags.get(key, "") for key in ("git_commit", "dvc_experiment"))
+    for revision in filter(None, (experiment, commit)):
+        with TemporaryDirectory() as folder, suppress(DvcException, OSError):
+            raw = Path(folder) / "raw"
+            DVCFileSystem(str(repository_root()), rev=revision).get(
+                str(_RAW), str(raw), recursive=True
+            )
+            found = _from_raw(classifier, table, raw)
+            if found is not None:
+                return found
     if experiment:
         how = f"`dvc exp apply {experiment}` brings them back"
     elif commit:
@@ -275,7 +286,7 @@ def _predicted(
         how = "go to the folder where it was evaluated"
     raise UserError(
         f"version {version.number}: was tested on other images than the champion, and its test "
-        f"images are not in this folder: {how}"
+        f"images are neither in this folder nor in DVC's cache: {how}"
     )
 
 
@@ -301,11 +312,13 @@ def _from_resized(classifier: Classifier, table: pd.DataFrame) -> np.ndarray:
     )  # fmt: skip
 
 
-def _from_raw(classifier: Classifier, table: pd.DataFrame) -> np.ndarray | None:
+def _from_raw(classifier: Classifier, table: pd.DataFrame, folder: Path) -> np.ndarray | None:
     """None where an image is not there, or is not the same any more."""
+    if not (folder / "source.json").exists():
+        return None
     predictor = Predictor(classifier)
     results = []
-    with open_raw(_RAW) as (raw, files):
+    with open_raw(folder) as (raw, files):
         by_path = {file.path: file for file in files}
         for start in range(0, len(table), _BATCH_SIZE):
             part = table.iloc[start : start + _BATCH_SIZE]

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,26 @@ def test_test_images_that_are_not_here_are_said_to_be_elsewhere(
         for folder in ("data/raw", "data/resized"):
             shutil.move(f"{folder}.away", folder)
     assert champion() == models["other"].number
+
+
+def test_test_images_of_another_commit_come_from_dvcs_cache(models: dict[str, Version]) -> None:
+    promote(models["other"])
+    expected = promote(models["good"], dry_run=True)
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test"]
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "add", "-q", "data/raw"],
+                    [*git, "add", "data", ".dvc"], [*git, "commit", "-qm", "data"]):  # fmt: skip
+        subprocess.run(command, check=True)
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip()
+    registry.record(models["good"], {"git_commit": commit, "dvc_experiment": "no-such-experiment"})
+    for folder in ("data/raw", "data/resized"):
+        shutil.move(folder, f"{folder}.away")
+    try:
+        outcome = promote(models["good"], dry_run=True)
+    finally:
+        for folder in ("data/raw", "data/resized"):
+            shutil.move(f"{folder}.away", folder)
+    assert expected.notes and outcome.notes == expected.notes
+    assert outcome.evidence == expected.evidence
 
 
 def test_models_of_other_classes_are_not_compared(models: dict[str, Version]) -> None:
