@@ -97,9 +97,10 @@ def ended(processes: list[psutil.Process]) -> bool:
 def post(port: int, path: str, **content: Any) -> Any:
     def ask() -> Any:
         answer = requests.post(f"http://127.0.0.1:{port}/api{path}", json=content, timeout=30)
-        return None if answer.status_code == 503 else answer  # its database is busy: once more
+        # Its database may be busy. (An answer that is no success is false by itself.)
+        return (answer,) if answer.status_code != 503 else ()
 
-    answer = wait_for(ask)
+    (answer,) = wait_for(ask)
     answer.raise_for_status()
     return answer.json()
 
