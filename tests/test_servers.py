@@ -180,6 +180,10 @@ def test_a_restart_keeps_what_was_there_and_what_its_users_changed_and_a_kill_st
     requests.patch(
         f"http://127.0.0.1:{prefect_port}/api/deployments/{schedule}", json={"active": False}
     ).raise_for_status()
+    requests.patch(
+        f"http://127.0.0.1:{prefect_port}/api/deployments/{nightly['id']}",
+        json={"parameters": {"promote": False}},
+    ).raise_for_status()
     limit = f"http://127.0.0.1:{prefect_port}/api/v2/concurrency_limits/gpu"
     requests.patch(limit, json={"limit": 2}).raise_for_status()
     children = descendants(first)
@@ -189,7 +193,7 @@ def test_a_restart_keeps_what_was_there_and_what_its_users_changed_and_a_kill_st
     process = start(project, ports)
     said(process)
     kept = deployments(prefect_port)["train-nightly"]
-    assert kept["id"] == nightly["id"]
+    assert (kept["id"], kept["parameters"]) == (nightly["id"], {"promote": False})
     assert [schedule["active"] for schedule in kept["schedules"]] == [False]
     assert requests.get(limit).json()["limit"] == 2
     assert len(post(prefect_port, "/automations/filter")) == 1
