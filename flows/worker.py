@@ -173,9 +173,9 @@ def register(
 ) -> None:
     """Registers the deployments that the server has not, or not as prefect.yaml has them now.
 
-    Prefect replaces all of a deployment that is registered again, its schedules among it, paused or
-    not. So each has the digest of its entry as its version, and one that has it already is left
-    as its users have made it.
+    Prefect keeps a schedule of the same slug paused when its deployment is registered again, but
+    not its parameters, limits and other schedules. So each has the digest of its entry as its
+    version, and one that has it already is left as its users have made it.
 
     Raises:
         RunFailed: Prefect refuses one.

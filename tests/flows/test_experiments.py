@@ -1,6 +1,7 @@
 """Flow runs in workspaces of their own: what they change, what they show, and when they retry."""
 
 import base64
+import csv
 import http.server
 import io
 import json
@@ -31,7 +32,9 @@ RUN = """
 import json, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from flows.pipeline import pipeline
-state = pipeline(**json.loads(sys.argv[1]), return_state=True)
+from flows.predict import predict
+flow = {"pipeline": pipeline, "predict": predict}[sys.argv[1]]
+state = flow(**json.loads(sys.argv[2]), return_state=True)
 print("ENDED", json.dumps([state.name, state.message, str(state.state_details.flow_run_id)]))
 """
 
@@ -57,8 +60,9 @@ class Ended:
 
 @pytest.fixture(scope="module")
 def flow(call: Call, prefect_api: str, prefect: SyncPrefectClient) -> Callable[..., Ended]:
-    def run(**parameters: Any) -> Ended:
-        done = call(sys.executable, "-c", RUN, json.dumps(parameters), PREFECT_API_URL=prefect_api)
+    def run(name: str = "pipeline", **parameters: Any) -> Ended:
+        command = (sys.executable, "-c", RUN, name, json.dumps(parameters))
+        done = call(*command, PREFECT_API_URL=prefect_api)
         return Ended(done, prefect)
 
     return run
@@ -121,6 +125,33 @@ def test_the_table_has_the_champion_beside_the_candidate(flow: Callable[..., End
     table = json.loads(done.artifacts["test-metrics"]["data"])
     assert re.fullmatch(r"0\.\d{4}", table[0]["champion"])
     assert done.artifacts["test-metrics"]["description"] == done.message
+
+
+def test_the_champion_scores_what_is_new_and_lists_what_is_no_image(
+    project: Path, call: Call, flow: Callable[..., Ended]
+) -> None:
+    inbox = project / "data" / "unlabelled"
+    empty = flow("predict")
+    assert (empty.state, empty.message) == ("Skipped", "data/unlabelled is empty")
+    for number in range(3):
+        pixels = bytes((number * 50 + i) % 256 for i in range(256))
+        Image.frombytes("L", (16, 16), pixels).save(inbox / f"{number}.png")
+    (inbox / "notes.txt").write_text("no image")
+    first = flow("predict")
+    assert (first.state, first.message) == ("Completed", "3 scored, 0 known, 1 unreadable")
+    assert set(first.artifacts) == {"mlflow-run", "scores"}
+    assert "| data/unlabelled/notes.txt | not an image |" in first.artifacts["scores"]["data"]
+    with (project / "reports" / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["path"] for row in rows} == {f"data/unlabelled/{n}.png" for n in range(3)}
+    said = call("cnnpipe", "predict", "data/unlabelled/0.png", "--model", rows[0]["model"]).stdout
+    (alone,) = csv.DictReader(io.StringIO(said))
+    assert alone["probability_0"] == rows[0]["probability_0"]
+    again = flow("predict")
+    assert (again.state, again.message) == ("Skipped", "0 scored, 3 known, 1 unreadable")
+    assert "mlflow-run" not in again.artifacts
+    missing = flow("predict", path="nowhere")
+    assert (missing.state, missing.message) == ("Failed", "nowhere: no such file or folder")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +242,7 @@ def test_an_interrupted_run_removes_its_workspace_and_mlflow_says_killed(
 ) -> None:
     settings = {"settings": {"train": {"epochs": 100_000}}}
     flow = subprocess.Popen(
-        [sys.executable, "-c", RUN, json.dumps(settings)], cwd=project,
+        [sys.executable, "-c", RUN, "pipeline", json.dumps(settings)], cwd=project,
         env={**environment, "PREFECT_API_URL": prefect_api}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -259,6 +290,7 @@ def test_a_training_waits_for_the_gpu_and_without_a_limit_none_begins(
     call: Call, project: Path, environment: dict[str, str], prefect_api: str,
     prefect: SyncPrefectClient,
 ) -> None:  # fmt: skip
+    prefect._client.delete("/v2/concurrency_limits/gpu")  # of another test
     none = call(sys.executable, "-c", GATED, PREFECT_API_URL=prefect_api)
     assert none.returncode == 1
     assert "at work" not in none.stdout
