@@ -26,7 +26,7 @@ PIPELINE = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 # They change no output.
 TOLD_ONLY = {
     f"cnnpipe/{name}.py"
-    for name in ("tracking", "registry", "mlflow_store", "outbox", "sweep_view")
+    for name in ("tracking", "registry", "mlflow_store", "outbox", "running", "sweep_view")
 }
 # These neither: how many processes there are, and where the images came from, for MLflow.
 HARMLESS = {("resize", "resize.workers"), ("train", "download.source"),
