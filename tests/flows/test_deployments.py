@@ -162,9 +162,8 @@ def test_a_cancelled_run_ends_every_process_and_mlflow_knows(
 
 
 def test_a_killed_run_is_crashed_by_the_automation(
-    project: Path, environment: dict[str, str], prefect_api: str, api: Api,
-    prefect: SyncPrefectClient,
-) -> None:  # fmt: skip
+    project: Path,
+    environment: dict[str, str],
     prefect_api: str,
     api: Api,
     prefect: SyncPrefectClient,
