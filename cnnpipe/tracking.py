@@ -60,7 +60,7 @@ import cnnpipe
 from cnnpipe import sweep_view
 from cnnpipe.errors import RunFailed, UserError
 from cnnpipe.outbox import Outbox, open_outbox, waiting
-from cnnpipe.running import shown_address
+from cnnpipe.running import shown_address as _shown
 from cnnpipe.workspace import repository_root, signals_held
 
 for _name in ("mlflow", "alembic"):  # what they do well is no news
@@ -356,7 +356,7 @@ def _open_run(name: str, tags: dict[str, str], run_id: str) -> Iterator[Run]:
     except _FAILURES as error:
         problem = error
     own_id = target.run_id if target else run_id or uuid.uuid4().hex
-    with open_outbox(own_id, shown_address(_uri())) as outbox:
+    with open_outbox(own_id, _shown(_uri())) as outbox:
         run = Run(outbox, own_id, experiment_id if target else "", target)
         if problem is not None:
             run.keep_back(_line(problem))
@@ -431,9 +431,7 @@ def _send_waiting(experiment_id: str, awaited: str) -> None:
     for run_id in sorted(waiting(), key=lambda run_id: run_id != awaited):
         with ExitStack() as stack:
             try:
-                outbox = stack.enter_context(
-                    open_outbox(run_id, shown_address(_uri()), run_id == awaited)
-                )
+                outbox = stack.enter_context(open_outbox(run_id, _shown(_uri()), run_id == awaited))
             except RunFailed:
                 continue
             if not outbox.entries():
@@ -637,7 +635,7 @@ def _reading() -> Iterator[None]:
         if isinstance(error, RunFailed):
             raise
         raise RunFailed(
-            f"the MLflow store {shown_address(_uri())} cannot be read: {_line(error)}"
+            f"the MLflow store {_shown(_uri())} cannot be read: {_line(error)}"
         ) from None
 
 
@@ -783,7 +781,7 @@ def _check_answers() -> None:
             requests.get(uri.rstrip("/") + "/health", timeout=_SLOW_S).raise_for_status()
         except requests.RequestException as error:
             raise RunFailed(
-                f"MLFLOW_TRACKING_URI = {shown_address(uri)}: no MLflow server answers there: "
+                f"MLFLOW_TRACKING_URI = {_shown(uri)}: no MLflow server answers there: "
                 f"{type(error).__name__}; start one with `cnnpipe up`, or unset the variable"
             ) from None
     _check_unlocked()
@@ -817,15 +815,13 @@ def _connect(make: bool = True) -> str:
                 return str(mlflow.create_experiment(EXPERIMENT, location, tags))
             if experiment.lifecycle_stage == "deleted":
                 raise UserError(
-                    f"{shown_address(uri)}: the MLflow experiment {EXPERIMENT!r} was deleted: "
-                    f"restore it with `mlflow experiments restore -x {experiment.experiment_id}`"
+                    f"{_shown(uri)}: the MLflow experiment {EXPERIMENT!r} was deleted: restore it "
+                    f"with `mlflow experiments restore -x {experiment.experiment_id}`"
                 )
             return str(experiment.experiment_id)
     except _FAILURES as error:
         kind = UserError if _is_refusal(error) else RunFailed
-        raise kind(
-            f"the MLflow store {shown_address(uri)} cannot be used: {_line(error)}"
-        ) from None
+        raise kind(f"the MLflow store {_shown(uri)} cannot be used: {_line(error)}") from None
 
 
 @contextmanager
