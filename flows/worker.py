@@ -81,9 +81,9 @@ def main() -> int:
     )
     os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "2")  # until a run begins
     os.environ.setdefault("PREFECT_WORKER_HEARTBEAT_SECONDS", "10")
-    # The servers' own business.
+    # The servers' own business, and what is set below.
     for name in ("PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL",
-                 "MLFLOW_BACKEND_STORE_URI"):  # fmt: skip
+                 "MLFLOW_BACKEND_STORE_URI", "CNNPIPE_PROJECT"):  # fmt: skip
         os.environ.pop(name, None)
     try:
         with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
