@@ -77,7 +77,7 @@ def test_a_stage_that_fails_fails_the_flow_and_nothing_after_it_runs(
     params.write_text(before)
     assert done.returncode == 1
     assert states(done) == {"download": "Failed"}
-    reason = "cnnpipe: data/inbox: "
+    reason = "cnnpipe: download.folder = data/inbox: "
     assert f'Finished in state Failed("{reason}' in done.stdout
     assert f'Finished in state Failed("download: {reason}' in done.stdout
     assert "Traceback" not in done.stdout
