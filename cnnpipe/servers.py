@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -25,6 +26,8 @@ from cnnpipe.workspace import locked, repository_root
 
 HOST = "127.0.0.1"
 _START_TIMEOUT_S = 90
+_AT_WORK_S = 10
+"""After so long a worker has begun well; one that ends sooner would do so again."""
 
 
 def serve(mlflow_port: int, prefect_port: int) -> int:
@@ -83,10 +86,9 @@ def _run(
         command = ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
         # Without the address the UI looks for the API at the default port.
         children.append(start("Prefect", command, PREFECT_API_URL=prefect_api))
-    children.append(
-        start("worker", ["flows.worker", "--wait"], MLFLOW_TRACKING_URI=mlflow_url,
-              PREFECT_API_URL=prefect_api)
-    )  # fmt: skip
+    start_worker = partial(start, "worker", ["flows.worker", "--wait"],
+                           MLFLOW_TRACKING_URI=mlflow_url, PREFECT_API_URL=prefect_api)  # fmt: skip
+    children.append(start_worker())
     log = children[-1].log
     _wait_for("MLflow", children, lambda: _answers(f"{mlflow_url}/health"))
     if not is_local:
@@ -95,13 +97,16 @@ def _run(
         mlflow_store.prepare_store()
     _wait_for("Prefect", children, lambda: _answers(f"{prefect_api}/health"))
     _wait_for("worker", children, lambda: "started!" in log.read_text(errors="replace"))
-    running.note(
-        shown_address(mlflow_url),
-        shown_address(prefect_api),
-        {child.name: child.process.pid for child in children},
-    )
-    _tell(shown_address(mlflow_url), shown_address(prefect_api), is_local)
+    said = shown_address(mlflow_url), shown_address(prefect_api)
+    running.note(*said, {child.name: child.process.pid for child in children})
+    _tell(*said, is_local)
     while True:
+        if children[
+            -1
+        ].has_ended_late():  # a run took all memory, say: no reason to end the servers
+            print(f"warning: {children[-1].ended()}; it is started again", file=sys.stderr)
+            children[-1] = start_worker()
+            running.note(*said, {child.name: child.process.pid for child in children})
         for child in children:
             child.check()
         time.sleep(0.5)
@@ -110,9 +115,9 @@ def _run(
 def _tell(mlflow_url: str, prefect_api: str, is_local: bool) -> None:
     print(f"MLflow    {mlflow_url}")
     print(f"Prefect   {_ui(prefect_api)}")
-    print("Ctrl-C stops them.", flush=True)
-    if not is_local:
-        print(f"In other terminals: export MLFLOW_TRACKING_URI={mlflow_url}", flush=True)
+    print("Ctrl-C stops them.")
+    tracked = "" if is_local else f" MLFLOW_TRACKING_URI={mlflow_url}"
+    print(f"In other terminals: export PREFECT_API_URL={prefect_api}{tracked}", flush=True)
 
 
 class _Child:
@@ -122,6 +127,9 @@ class _Child:
         self.name = name
         self.log = root / ".cnnpipe" / "logs" / f"{name.lower()}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._started = time.monotonic()
+        with suppress(FileNotFoundError):
+            self.log.replace(self.log.with_suffix(".before.log"))
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *module],
@@ -135,13 +143,19 @@ class _Child:
 
     def check(self) -> None:
         """Raises `RunFailed` where the process has ended."""
-        code = self.process.poll()
-        if code is not None:
+        if self.process.poll() is not None:
             lines = self.log.read_text(errors="replace").splitlines()
             said = [line for line in lines if line.startswith("cnnpipe: ")]
-            if said:
-                raise RunFailed(said[-1].removeprefix("cnnpipe: "))
-            raise RunFailed(f"{self.name} ended with exit code {code}: see {self.log}")
+            raise RunFailed(said[-1].removeprefix("cnnpipe: ") if said else self.ended())
+
+    def ended(self) -> str:
+        """That it has ended, and where to read on."""
+        return f"{self.name} ended with exit code {self.process.poll()}: see {self.log}"
+
+    def has_ended_late(self) -> bool:
+        """Whether it has ended, though it was able to run."""
+        running_s = time.monotonic() - self._started
+        return self.process.poll() is not None and running_s > _AT_WORK_S
 
 
 def _wait_for(name: str, children: list[_Child], ready: Callable[[], bool]) -> None:

@@ -34,6 +34,7 @@ from cnnpipe.mlflow_store import (
 # isort: split
 import mlflow
 import pandas as pd
+import psutil
 from matplotlib.figure import Figure
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
@@ -51,6 +52,8 @@ from cnnpipe.running import shown_address
 
 PARENT_VARIABLE = "CNNPIPE_PARENT_RUN"
 """The environment's variable by which a training learns of the sweep's run that it belongs to."""
+_PROCESS = "process"
+"""A tag: the machine, the process and since when it runs, of who writes to the run."""
 _SENDING_S = 30
 """For sending what has waited; the rest waits on."""
 _SENDING_FIRST_S = 10
@@ -363,6 +366,7 @@ def _open_run(name: str, tags: dict[str, str], run_id: str) -> Iterator[Run]:
         experiment_id = connect()
         _check_quick(started)
         _send_waiting(experiment_id, run_id)
+        _end_the_dead(experiment_id)
         target = _found_or_created(opened, run_id, experiment_id)
     except FAILURES as error:
         problem = error
@@ -402,6 +406,8 @@ def _found_or_created(opened: dict[str, Any], run_id: str, experiment_id: str) -
         )
         if found:
             client.update_run(found, "RUNNING")
+            with suppress(MlflowException):  # no reason to go without all else
+                client.set_tag(found, _PROCESS, _process())
             return _Target(found, is_new=False)
         tags = {**opened["tags"], **({"recovered_from": run_id} if run_id else {})}
         created = client.create_run(experiment_id, opened["time"], tags, opened["name"])
@@ -503,6 +509,33 @@ def _opened(name: str, tags: dict[str, str]) -> dict[str, Any]:
     return {"kind": "open", "time": _now(), "name": name, "tags": tags}
 
 
+def settle() -> None:
+    """Sends what waits, and ends the runs of processes of this machine that can no more."""
+    with suppress(*FAILURES, UserError):
+        experiment_id = connect()
+        _send_waiting(experiment_id, "")
+        _end_the_dead(experiment_id)
+
+
+def _end_the_dead(experiment_id: str) -> None:
+    """Ends as KILLED what is said to be running, and is written to by no process any more."""
+    client = mlflow.MlflowClient()
+    node = platform.node()
+    running = f"attributes.status = 'RUNNING' AND tags.{_PROCESS} LIKE '{node} %'"
+    for run in client.search_runs([experiment_id], running):
+        _, pid, started = run.data.tags[_PROCESS].rsplit(" ", 2)
+        try:
+            lives = f"{psutil.Process(int(pid)).create_time():.2f}" == started
+        except psutil.Error:
+            lives = False
+        if not lives and run.info.run_id not in waiting():
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _process() -> str:
+    return f"{platform.node()} {os.getpid()} {psutil.Process().create_time():.2f}"
+
+
 def unsent_runs() -> list[str]:
     """The runs of which MLflow has missed something that waits to be sent."""
     return waiting()
@@ -529,6 +562,7 @@ def _origin_tags() -> dict[str, str]:
         "prefect_flow_run": os.environ.get("CNNPIPE_FLOW_RUN_ID", ""),
         "cnnpipe_version": cnnpipe.__version__,
         "python_version": platform.python_version(),
+        _PROCESS: _process(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
     }
     return {key: value for key, value in tags.items() if value}

@@ -46,7 +46,7 @@ class Reproduction:
         self.verdict = ""
         """On the stage last read: Completed where it ran, Skipped, Restored; empty for none."""
         self.reason = ""
-        """The last line, or the last of cnnpipe's own."""
+        """The last line of cnnpipe's own, else of DVC's errors, else of all."""
         self.code: int | None = None
         """DVC's exit code, once it has ended."""
         self.refused = False
@@ -95,7 +95,7 @@ class Reproduction:
                 if mark:
                     self.verdict = _VERDICTS.get(mark["verdict"], "Restored")
                 self.refused |= line.endswith(", exited with 2")
-                if line.startswith("cnnpipe: ") or not self.reason.startswith("cnnpipe: "):
+                if _weight(line) >= _weight(self.reason):
                     self.reason = line
                 yield line
                 if mark and self.uses_gpu and name == "train" and self.ran:
@@ -119,6 +119,10 @@ class Reproduction:
         for line in self._process.stdout:
             if (line := line.rstrip()) and not line.startswith(_NOISE):
                 yield line
+
+
+def _weight(line: str) -> int:
+    return 2 * line.startswith("cnnpipe: ") or 1 * line.startswith("ERROR: ")
 
 
 def has_gpu() -> bool:

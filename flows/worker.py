@@ -45,6 +45,7 @@ from prefect.utilities.callables import parameter_schema
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from cnnpipe import tracking
 from cnnpipe.errors import RunFailed, UserError, printable
 from cnnpipe.running import prefect_api, shown_address
 from cnnpipe.workspace import repository_root
@@ -99,6 +100,7 @@ def main() -> int:
             prepare(client, names)
             register(client, root, flows)
             settle(client, names)
+        tracking.settle()
     except (UserError, RunFailed) as error:
         print(f"cnnpipe: {printable(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1

@@ -1,5 +1,6 @@
 """`cnnpipe up` for real: the servers answer, the flows are deployed, and nothing is left behind."""
 
+import json
 import os
 import re
 import shutil
@@ -164,7 +165,7 @@ def test_up_serves_on_loopback_what_it_says_and_ctrl_c_stops_all_also_a_flow_tha
     assert ended(children)
 
 
-def test_a_restart_keeps_what_was_there_and_what_its_users_changed_and_a_kill_stops_all(
+def test_a_restart_keeps_what_was_there_a_kill_stops_all_and_a_killed_worker_starts_again(
     project: Path, ports: tuple[int, int], start: Start
 ) -> None:
     _, prefect_port = ports
@@ -206,10 +207,30 @@ def test_a_restart_keeps_what_was_there_and_what_its_users_changed_and_a_kill_st
         f"http://127.0.0.1:{ports[0]}, Prefect on http://127.0.0.1:{prefect_port}; "
         f"`kill {process.pid}` stops it\n"
     )
+
+    worker = worker_of(project)
+    begun = psutil.Process(worker).create_time()
+    time.sleep(max(0, begun + 11 - time.time()))  # long enough to have begun well
+    os.kill(worker, signal.SIGKILL)
+    assert process.stderr is not None
+    log = project / ".cnnpipe" / "logs" / "worker.log"
+    warning = f"warning: worker ended with exit code -9: see {log}; it is started again\n"
+    assert process.stderr.readline() == warning
+    while worker_of(project) == worker:
+        time.sleep(0.1)
+    while "started!" not in log.read_text():
+        assert psutil.pid_exists(worker_of(project)) and process.poll() is None
+        time.sleep(0.1)
     children = descendants(process)
     process.terminate()
     assert process.wait(timeout=60) == 0
     assert ended(children)
+
+
+def worker_of(project: Path) -> int:
+    """The id of the worker that `cnnpipe up` runs there."""
+    content = json.loads((project / ".cnnpipe" / "up.json").read_text())
+    return int(content["processes"]["worker"])
 
 
 def test_taken_ports_are_told_with_who_has_them_and_what_to_type(

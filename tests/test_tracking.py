@@ -79,6 +79,36 @@ def test_a_run_that_ends_early_says_how(error: type[BaseException], status: str)
     assert client().get_run(run.id).info.status == status
 
 
+def test_the_run_of_a_killed_process_is_ended_by_the_next_and_one_at_work_is_not() -> None:
+    code = """
+import time
+from cnnpipe import tracking
+with tracking.start_run("x", {}) as run:
+    print(run.id, flush=True)
+    time.sleep(600)
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    killed, at_work = (process.stdout.readline().strip() for process in processes)  # type: ignore[union-attr]
+    processes[0].kill()
+    processes[0].wait()
+    try:
+        assert client().get_run(killed).info.status == "RUNNING"
+        with tracking.start_run("next", {}):
+            pass
+        assert client().get_run(killed).info.status == "KILLED"
+        assert client().get_run(at_work).info.status == "RUNNING"
+    finally:
+        processes[1].kill()
+        processes[1].wait()
+    with tracking.reopen_run(killed, "x"):  # it is written to again
+        tracking.settle()
+        assert client().get_run(killed).info.status == "RUNNING"
+        assert client().get_run(at_work).info.status == "KILLED"
+
+
 def test_an_experiments_workspace_logs_to_the_repositorys_store(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
