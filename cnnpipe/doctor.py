@@ -106,7 +106,18 @@ def _git(root: Path) -> Finding:
     commit = _lines("git", "-C", str(root), "rev-parse", "--short", "HEAD")
     changed = _lines("git", "-C", str(root), "status", "--porcelain")
     found = f"commit {commit[0]}" if commit else "no commit yet"
-    return Finding("git", "ok", f"{found}, {len(changed) or 'no'} changed files")
+    found += f", {_counted(len(changed), 'changed file')}"
+    names = (("user.name", "GIT_AUTHOR_NAME"), ("user.email", "GIT_AUTHOR_EMAIL"))
+    missing = [
+        key
+        for key, variable in names
+        if variable not in os.environ and not _lines("git", "-C", str(root), "config", key)
+    ]
+    if missing:
+        found += f", no {' and no '.join(missing)}"
+        advice = "flows and queues commit experiments: `git config user.name NAME`, and user.email"
+        return Finding("git", "wrong", found, advice)
+    return Finding("git", "ok", found)
 
 
 def _dvc(root: Path) -> Finding:
@@ -166,8 +177,8 @@ def _outbox() -> Finding:
     runs = tracking.unsent_runs()
     if not runs:
         return Finding("outbox", "ok", "MLflow has been told all")
-    return Finding("outbox", "missing", f"MLflow has not been told all of {len(runs)} runs",
-                   "the next stage that reaches it sends it")  # fmt: skip
+    told = f"MLflow has not been told all of {_counted(len(runs), 'run')}"
+    return Finding("outbox", "missing", told, "the next stage that reaches it sends it")
 
 
 def _prefect(api: str) -> Finding:
@@ -200,6 +211,10 @@ def _get(url: str, post: dict[str, Any] | None = None) -> Any:
     if not answer.ok:
         return None
     return answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number or 'no'} {thing}{'' if number == 1 else 's'}"
 
 
 def _lines(*command: str) -> list[str]:

@@ -59,7 +59,9 @@ def serve(mlflow_port: int, prefect_port: int) -> int:
                 ({} if mlflow_url else {"--mlflow-port": mlflow_port})
                 | ({} if prefect_api else {"--prefect-port": prefect_port})
             )
+            _progress("starting, which takes a quarter of a minute")
             _run(start, mlflow_url, mlflow_port, prefect_api, prefect_port)
+    _progress("all is stopped")
     return 0
 
 
@@ -110,6 +112,11 @@ def _run(
         for child in children:
             child.check()
         time.sleep(0.5)
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr)
 
 
 def _tell(mlflow_url: str, prefect_api: str, is_local: bool) -> None:

@@ -87,7 +87,7 @@ def show_metrics(decision: dict[str, Any]) -> None:
             },
         }
     )
-    create_table_artifact(rows, key="test-metrics", description=decision["reason"])
+    create_table_artifact(rows, key="test-metrics", description=decision["said"])
 
 
 def show_picture(outputs: Outputs) -> None:

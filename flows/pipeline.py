@@ -60,8 +60,10 @@ def judge(run_id: str, promote: bool) -> State[Any]:
     if done.code:
         return Failed(message=done.reason)
     decision = json.loads(done.output)
+    kept = "would be promoted" if decision["decision"] == "promote" else "the champion stays"
+    said = f"{'promoted' if decision['moved'] else kept}: {decision['reason']}"
     name = "Promoted" if decision["moved"] else "Completed"
-    return Completed(name=name, message=decision["reason"], data=decision)
+    return Completed(name=name, message=said, data={**decision, "said": said})
 
 
 @flow(name="pipeline")

@@ -233,13 +233,13 @@ def _study(name: str, search: str, metric: str, seed: int) -> optuna.Study:
     # Those that were at work when the sweep was stopped are to be tried again.
     for trial in study.get_trials(states=[TrialState.RUNNING]):
         study.tell(trial.number, state=TrialState.FAIL)
-        if "changes" in trial.user_attrs:
-            _enqueue(study, trial.user_attrs["changes"], again=True)
+        if "experiment" in trial.user_attrs:  # under the name that its training has in MLflow
+            study.enqueue_trial(trial.user_attrs["changes"], user_attrs=trial.user_attrs)
     return study
 
 
-def _enqueue(study: optuna.Study, changes: dict[str, Any], again: bool = False) -> None:
-    study.enqueue_trial(changes, user_attrs={"changes": changes}, skip_if_exists=not again)
+def _enqueue(study: optuna.Study, changes: dict[str, Any]) -> None:
+    study.enqueue_trial(changes, user_attrs={"changes": changes}, skip_if_exists=True)
 
 
 def _ask(study: optuna.Study, distributions: dict[str, BaseDistribution]) -> optuna.Trial:
@@ -257,7 +257,8 @@ def _ask(study: optuna.Study, distributions: dict[str, BaseDistribution]) -> opt
         ) from None
     if distributions:
         trial.set_user_attr("changes", trial.params)
-    trial.set_user_attr("experiment", f"{study.study_name}-{trial.number:03d}")
+    if "experiment" not in trial.user_attrs:
+        trial.set_user_attr("experiment", f"{study.study_name}-{trial.number:03d}")
     return trial
 
 

@@ -69,6 +69,21 @@ def test_a_folder_that_is_well_has_nothing_wrong_also_with_no_server() -> None:
     assert not Path("mlflow.db").exists()  # it looks, and makes nothing
 
 
+def test_experiments_of_flows_need_somebodys_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["git", "init", "-q"], check=True)
+    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    git = found()["git"]
+    assert (git.status, git.found) == (
+        "wrong",
+        "no commit yet, 1 changed file, no user.name and no user.email",
+    )
+    for key in ("user.name", "user.email"):
+        subprocess.run(["git", "config", key, "x"], check=True)
+    assert found()["git"].status == "ok"
+
+
 def test_the_servers_and_the_worker_are_found_where_up_has_left_word(servers: str) -> None:
     running.note(servers, f"{servers}/api", {"MLflow": os.getpid()})
     table = found()
@@ -131,7 +146,7 @@ def test_a_full_disk_and_what_mlflow_has_missed(monkeypatch: pytest.MonkeyPatch)
     Path(".cnnpipe/outbox/run").mkdir(parents=True)
     table = found()
     assert table["disk"].status == "wrong"
-    assert table["outbox"].found == "MLflow has not been told all of 1 runs"
+    assert table["outbox"].found == "MLflow has not been told all of 1 run"
 
 
 def test_the_command_prints_a_table_or_json_and_its_code_says_whether_something_is_wrong() -> None:

@@ -113,6 +113,7 @@ def test_where_nothing_has_changed_a_run_ends_skipped_and_leaves_no_experiment(
 ) -> None:
     first = flow(promote=True)
     assert first.tasks["judge"] == "Promoted"  # the first there is
+    assert first.message.startswith("promoted: ")
     experiments = call("dvc", "exp", "list", "--name-only").stdout
     again = flow(promote=True)
     assert (again.state, again.message) == ("Skipped", "nothing has changed")

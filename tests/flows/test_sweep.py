@@ -125,7 +125,8 @@ def test_what_was_at_work_when_a_sweep_was_killed_is_tried_again(
     study.tell(done, 0.5)
     again = module._study("cut", "optuna", "val_loss", 0)
     assert module._is_left(again, "optuna", 1)
-    assert module._ask(again, distributions).user_attrs["changes"] == killed.params
+    once_more = module._ask(again, distributions)
+    assert once_more.user_attrs == {"changes": killed.params, "experiment": "cut-001"}
     others = module._distributions({"model.filters": [3, 5]}, "optuna")
     with pytest.raises(UserError, match="the sweep cut was begun with another space"):
         module._ask(again, others)
