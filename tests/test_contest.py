@@ -169,7 +169,9 @@ def test_what_is_better_beyond_luck_is_promoted_and_the_decision_is_recorded(
     assert table is not None
     assert outcome.evidence.counts.num_images == table["sha256"].nunique() > 100
     tags = registry.versions()[-2].tags
-    assert tags["promotion"].startswith("promoted: it is better, by more than luck explains")
+    assert tags["promotion"].startswith(
+        "promoted: it is better than the champion, by more than luck explains"
+    )
     assert tags["promotion_at"] <= tags["promoted_at"]
 
 
@@ -177,7 +179,7 @@ def test_what_is_not_better_is_kept_and_says_why(models: dict[str, Version]) -> 
     promote(models["good"])
     outcome = promote(models["bad"])
     assert not outcome.decision.promote and not outcome.moved
-    assert "it is worse, by more than luck explains" in outcome.decision.reason
+    assert "it is worse than the champion, by more than luck explains" in outcome.decision.reason
     assert champion() == models["good"].number
     tags = registry.versions()[-1].tags
     assert tags["promotion"].startswith("kept the champion: it is worse")
@@ -382,7 +384,9 @@ def test_force_promotes_against_the_rules_and_says_nothing_where_they_agree(
     assert "forced" not in promote(models["good"], force=True).decision.reason
     outcome = promote(models["bad"], force=True)
     assert outcome.moved and champion() == models["bad"].number
-    forced = "the decision is forced, although it is worse, by more than luck explains"
+    forced = (
+        "the decision is forced, although it is worse than the champion, by more than luck explains"
+    )
     assert outcome.decision.reason.startswith(forced) and outcome.evidence is not None
     again = promote(models["bad"], force=True)
     assert not again.moved and "is the champion already" in again.decision.reason
