@@ -196,6 +196,10 @@ def _add_promote(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "(default: the run that this folder holds, or the last version)",
     )  # fmt: skip
     promote.add_argument("--dry-run", action="store_true", help="decide, and change nothing")
+    promote.add_argument(
+        "--force", action="store_true",
+        help="make it the champion whatever a comparison says, or where there can be none",
+    )  # fmt: skip
     promote.add_argument("--json", action="store_true", help="print JSON")
     promote.add_argument(
         "--rollback", action="store_true", help="bring the champion before this one back"
@@ -212,8 +216,8 @@ def _add_trace(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     trace.add_argument(
         "name", metavar="ID_OR_FILE",
         help="a run's id or name, a DVC experiment, a commit, a version (3, models:/cnnpipe/3, "
-        "models:/cnnpipe@champion), a flow run's id, a model or image file, an image's path in "
-        "manifest.csv, or the SHA-256 of a model or image",
+        "models:/cnnpipe@champion), a flow run's id or 6 digits of it or more, a model or image "
+        "file, an image's path in manifest.csv, or the SHA-256 of a model or image",
     )  # fmt: skip
     trace.add_argument("--json", action="store_true", help="print JSON")
 
@@ -364,11 +368,13 @@ def _promote(args: argparse.Namespace) -> int:
 
     params = load(PARAMS)
     if not args.rollback:
-        outcome = contest.promote(args.run, params, args.dry_run)
+        outcome = contest.promote(args.run, params, args.dry_run, args.force)
         print(promotion.as_json(outcome) if args.json else promotion.as_text(outcome))
         return 0
     if args.run:
         raise UserError(f"{args.run}: --rollback takes no run: it knows which was the champion")
+    if args.force:
+        raise UserError("--rollback takes no --force: it compares nothing")
     champion, instead_of = contest.roll_back(args.dry_run)
     if args.json:
         print(json.dumps({"champion": champion.number, "instead_of": instead_of.number,

@@ -7,7 +7,9 @@ were tested on different images, the champion is tested again, on the candidate'
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,6 +32,7 @@ from cnnpipe.evaluation.promotion import Contender, Decision, Outcome
 from cnnpipe.network.classifier import Classifier
 from cnnpipe.origin import digest
 from cnnpipe.params import Params
+from cnnpipe.records import NoSuchRun
 from cnnpipe.registry import Version
 from cnnpipe.serving.predictor import Predictor
 from cnnpipe.training.batches import Batches
@@ -38,24 +41,29 @@ from cnnpipe.workspace import locked, repository_root
 
 _RESIZED, _SPLIT, _RAW = Path("data/resized"), Path("data/split.csv"), Path("data/raw")
 _BATCH_SIZE = 64
+_MOST_NAMES = 5
+"""Of classes, in a reason."""
 
 
-def promote(name: str | None, params: Params, dry_run: bool) -> Outcome:
+def promote(
+    name: str | None, params: Params, dry_run: bool = False, force: bool = False
+) -> Outcome:
     """Decides whether the candidate becomes the champion, and makes it that.
 
     Args:
         name: of a run or of a version; None for the one that this folder holds, or the last.
         params: of which `promote` has the rules.
         dry_run: only decide, and change nothing anywhere.
+        force: promote whatever a comparison says, and where there can be none.
 
     Raises:
-        UserError: there is no such candidate, or the two cannot be compared here.
+        UserError: there is no such candidate, or, without force, the two cannot be compared here.
         RunFailed: the tracker cannot be reached.
     """
     with locked(".cnnpipe/promote.lock", "`cnnpipe promote` in this folder", wait=True):
         version = _candidate(name)
         champion = registry.champion()
-        outcome = _decided(version, champion, params, dry_run)
+        outcome = _decided(version, champion, params, dry_run, force)
         if not dry_run:
             word = "promoted" if outcome.decision.promote else "kept the champion"
             reason = f"{word}: {outcome.decision.reason}"
@@ -89,7 +97,15 @@ def _candidate(name: str | None) -> Version:
         raise UserError("no evaluated run yet: run `dvc repro`")
     if version := registry.find_version(name):
         return version
-    (run,) = records.find_runs([name])
+    try:
+        (run,) = records.find_runs([name])
+    except NoSuchRun:
+        there = registry.versions()
+        if not (there and name.isdecimal()):
+            raise
+        raise UserError(
+            f"{name}: no such version or run: the last version is {there[0].number}"
+        ) from None
     found = registry.versions(run.id)
     if not found:
         raise UserError(f"{name}: the run has no version of the model: run `cnnpipe evaluate`")
@@ -121,20 +137,65 @@ def _contender(version: Version) -> Contender:
     )  # fmt: skip
 
 
-def _decided(version: Version, champion: Version | None, params: Params, dry_run: bool) -> Outcome:
+def _as_recorded(version: Version) -> Contender:
+    """The version with what its tags say of the test, whatever became of its run."""
+    metrics = {
+        key: float(value)
+        for key, value in version.tags.items()
+        if key.startswith("test/") or key == "model/parameters"
+    }
+    run = comparison.Run(version.run_id, version.run_id[:12], {},
+                         {"test/accuracy": math.nan, **metrics})  # fmt: skip
+    return Contender(version.number, run)
+
+
+def _decided(
+    version: Version, champion: Version | None, params: Params, dry_run: bool, force: bool
+) -> Outcome:
     candidate = _contender(version)
     if champion is None:
-        decision = Decision(True, "it is the first, there was no champion before it")
+        decision = Decision(True, "there was no champion to compare it with")
         return Outcome(candidate, None, None, True, decision, not dry_run)
-    holder = candidate if champion.number == version.number else _contender(champion)
     if champion.number == version.number:
         decision = Decision(False, f"version {version.number} is the champion already")
-        return Outcome(candidate, holder, None, True, decision, False)
-    ours, theirs = _class_names(version), _class_names(champion)
+        return Outcome(candidate, candidate, None, True, decision, False)
+    hint = f"`cnnpipe promote {version.number} --force` promotes it without a comparison"
+    try:
+        outcome = _compared(version, candidate, champion, params, dry_run)
+    except UserError as error:
+        if not force:
+            raise UserError(f"{error}; {hint}") from None
+        decision = Decision(False, f"they cannot be compared: {error}")
+        outcome = Outcome(candidate, _as_recorded(champion), None, False, decision, False)
+    reason = outcome.decision.reason
+    if outcome.decision.promote:
+        return outcome
+    if force:
+        decision = Decision(True, f"the decision is forced, although {reason}")
+        return replace(outcome, decision=decision, moved=not dry_run)
+    if outcome.evidence is None:
+        return replace(outcome, decision=Decision(False, f"{reason}; {hint}"))
+    return outcome
+
+
+def _compared(
+    version: Version, candidate: Contender, champion: Version, params: Params, dry_run: bool
+) -> Outcome:
+    """What the rules decide.
+
+    Raises:
+        UserError: the champion's run or something else that the comparison needs is missing.
+    """
+    holder = _contender(champion)
+    ours, theirs = set(_class_names(version)), set(_class_names(champion))
     if ours != theirs:
-        only = ", ".join(sorted(set(ours) ^ set(theirs))[:5])
+        only = ", ".join(
+            f"only the {role} has {_listed(names)}"
+            for role, names in (("candidate", ours - theirs), ("champion", theirs - ours))
+            if names
+        )
         decision = Decision(
-            False, f"they cannot be compared: their classes are not the same, {only} are in one"
+            False, f"they cannot be compared: their classes are not the same: {only}"
         )
         return Outcome(candidate, holder, None, False, decision, False)
     if candidate.run.predictions is None:
@@ -158,6 +219,12 @@ def _decided(version: Version, champion: Version | None, params: Params, dry_run
     decision = promotion.decide(evidence, candidate.parameters, holder.parameters, rules)
     moved = decision.promote and not dry_run
     return Outcome(candidate, holder, evidence, same, decision, moved, notes)
+
+
+def _listed(names: Collection[str]) -> str:
+    """The first of them in the order of the alphabet, and how many more there are."""
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(sorted(names)[:_MOST_NAMES]) + more
 
 
 def _class_names(version: Version) -> list[str]:

@@ -15,6 +15,10 @@ from mlflow.entities import ViewType
 from cnnpipe.errors import UserError
 
 
+class NoSuchRun(UserError):
+    """A name fits no run at all."""
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """A run that was evaluated, as MLflow has it."""
@@ -71,8 +75,9 @@ def find_runs(names: Sequence[str], most: int = 10) -> list[FinishedRun]:
         most: how many of those.
 
     Raises:
-        UserError: a name fits no run or several, its run was deleted or never evaluated, or there
-            is no evaluated run at all.
+        NoSuchRun: a name fits no run.
+        UserError: it fits several, its run was deleted or never evaluated, or there is no evaluated
+            run at all.
         RunFailed: the tracker cannot be reached.
     """
     experiment_id = connect_to_read()
@@ -87,7 +92,7 @@ def find_runs(names: Sequence[str], most: int = 10) -> list[FinishedRun]:
             runs = client.search_runs([experiment_id], "metrics.`test/accuracy` >= 0",
                                       max_results=most, order_by=["start_time DESC"])  # fmt: skip
         if names and not experiment_id:
-            raise UserError(f"{names[0]}: no such run: MLflow has none yet, run `dvc repro`")
+            raise NoSuchRun(f"{names[0]}: no such run: MLflow has none yet, run `dvc repro`")
         if not runs:
             raise UserError("no evaluated run yet: run `dvc repro`")
         once = {run.info.run_id: run for run in runs}.values()
@@ -172,7 +177,8 @@ def _named(name: str, runs: Sequence[mlflow.entities.Run]) -> mlflow.entities.Ru
     """The one run of that id, name or DVC experiment, or whose id begins so.
 
     Raises:
-        UserError: it fits none or several, or the run was deleted or never evaluated.
+        NoSuchRun: it fits none.
+        UserError: it fits several, or the run was deleted or never evaluated.
     """
 
     def fits(run: mlflow.entities.Run) -> bool:
@@ -187,7 +193,7 @@ def _named(name: str, runs: Sequence[mlflow.entities.Run]) -> mlflow.entities.Ru
     there = [run for run in found if run.info.lifecycle_stage == "active"]
     evaluated = [run for run in there if "test/accuracy" in run.data.metrics]
     if not found:
-        raise UserError(
+        raise NoSuchRun(
             f"{name}: no such run: name it by its id, 6 digits of it or more, or by its name; "
             "`cnnpipe compare` alone shows the last ones"
         )

@@ -28,6 +28,8 @@ CHAMPION = "champion"
 _HISTORY = "champions"
 """A tag of the model: the numbers of the versions that have been it, the latest last."""
 _MOST_CHAMPIONS = 500
+_FLOW_RUN = "prefect_flow_run"
+"""A tag of a run, the id of the flow run that made it; others that begin so, of those after it."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,34 @@ def keep_file(run_id: str, path: Path, folder: str) -> None:
         mlflow.MlflowClient().log_artifact(run_id, str(path), folder)
 
 
+def note_flow_run(run_id: str, flow_run_id: str) -> None:
+    """Tells the run of a flow run that restored or evaluated it, unless it knows of that one.
+
+    Args:
+        run_id: as models/run.json has it; where another took its place, that is told.
+        flow_run_id: in full.
+
+    Raises:
+        UserError: the experiment was deleted.
+        RunFailed: the tracker cannot be reached, or does not know the run.
+    """
+    experiment_id = connect()
+    client = mlflow.MlflowClient()
+    with reading():
+        others = client.search_runs([experiment_id], f"tags.recovered_from = '{run_id}'",
+                                    max_results=1)  # fmt: skip
+        run = others[0] if others else client.get_run(run_id)
+        if flow_run_id not in flow_run_ids(run.data.tags):
+            # The id in full: its first digits are the time, and those of two runs may be the same.
+            client.set_tag(run.info.run_id, f"{_FLOW_RUN}.{flow_run_id}", flow_run_id)
+
+
+def flow_run_ids(tags: Mapping[str, str]) -> list[str]:
+    """The flow runs that a run's tags name, first the one that made it."""
+    named = [key for key in sorted(tags) if key == _FLOW_RUN or key.startswith(f"{_FLOW_RUN}.")]
+    return list(dict.fromkeys(tags[key] for key in named))
+
+
 def now() -> str:
     """The time, as it is written into tags."""
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
@@ -213,7 +243,7 @@ def find_model_version(uri: str) -> str:
         return "/".join(["models:", *map(str, parts)])
     except MlflowException as error:
         hint = "; `cnnpipe promote` sets it" if uri.endswith(f"@{CHAMPION}") else ""
-        raise UserError(f"{uri}: no such model: {line(error)}{hint}") from None
+        raise UserError(f"{uri}: no such model: {line(error).rstrip('.')}{hint}") from None
 
 
 def find_model_file(uri: str, folder: str | Path | None = None) -> Path:

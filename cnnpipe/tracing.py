@@ -27,7 +27,7 @@ from cnnpipe.errors import UserError, printable
 from cnnpipe.evaluation.comparison_table import aligned
 from cnnpipe.origin import digest, git, sha256
 from cnnpipe.records import RunRecord
-from cnnpipe.registry import Version
+from cnnpipe.registry import Version, flow_run_ids
 
 MODEL_PATH = "models/model.safetensors"
 _RESIZED, _SPLIT = Path("data/resized"), Path("data/split.csv")
@@ -93,8 +93,8 @@ def trace(name: str) -> Trace:
     Args:
         name: of a run (its id, 6 digits of it or more, or its name), a DVC experiment, a git
             commit, a version (3, models:/cnnpipe/3, models:/cnnpipe@champion), a Prefect flow run
-            (its id), a file (of a model or an image), an image's path in manifest.csv, or the
-            SHA-256 of either.
+            (its id, or 6 digits of it or more), a file (of a model or an image), an image's path in
+            manifest.csv, or the SHA-256 of either.
 
     Raises:
         UserError: it is nothing that is known, or several things.
@@ -148,9 +148,10 @@ class _Tracer:
         found |= {f"run {run.id}": [run] for run in [*by_id, *named]}
         if of_experiment is not None:
             found[f"experiment {name}"] = of_experiment
-        of_flow = [run for run in self.runs if run.tags.get("prefect_flow_run") == name]
-        if of_flow:
-            found[f"flow run {name}"] = of_flow
+        for flow_run in _flow_runs_named(name, self.runs):
+            found[f"flow run {flow_run}"] = [
+                run for run in self.runs if flow_run in flow_run_ids(run.tags)
+            ]
         if commit := self._commit(name):
             found[f"commit {commit}"] = self._of_commit(commit)
         return found
@@ -224,7 +225,6 @@ class _Tracer:
         """All that belongs to a run."""
         tags, table = run.tags, self._table(run)
         md5 = tags.get("model_md5", "")
-        flow = tags.get("prefect_flow_run", "")
         return {
             "run": run.id,
             "name": run.name,
@@ -249,8 +249,7 @@ class _Tracer:
             "data_here": bool(tags.get("data_hash")) and tags.get("data_hash") == self._data_here,
             "num_images": {} if table is None else table["split"].value_counts().to_dict(),
             "test_hash": tags.get("test_hash", ""),
-            "flow_run": flow,
-            "flow_run_url": _flow_url(flow),
+            "flow_runs": [{"id": one, "url": _flow_url(one)} for one in flow_run_ids(tags)],
             "parent": tags.get("mlflow.parentRunId", ""),
             "children": [
                 other.id for other in self.runs if other.tags.get("mlflow.parentRunId") == run.id
@@ -368,9 +367,18 @@ def _is_here(checksum: str) -> bool:
     return bool(checksum) and Path(MODEL_PATH).is_file() and sha256(MODEL_PATH) == checksum
 
 
+def _flow_runs_named(name: str, runs: Sequence[RunRecord]) -> list[str]:
+    """The flow runs of that id, or whose ids begin so; a digit is one with or without hyphens."""
+    known = sorted({one for run in runs for one in flow_run_ids(run.tags)})
+    digits = name.replace("-", "")
+    if name in known or len(digits) < 6 or not _HEX.fullmatch(digits):
+        return [name] if name in known else []
+    return [one for one in known if one.replace("-", "").startswith(digits)]
+
+
 def _flow_url(flow_run: str) -> str:
     api = os.environ.get("PREFECT_API_URL", "").rstrip("/")
-    return f"{api.removesuffix('/api')}/runs/flow-run/{flow_run}" if api and flow_run else ""
+    return f"{api.removesuffix('/api')}/runs/flow-run/{flow_run}" if api else ""
 
 
 def _manifest() -> pd.DataFrame | None:
@@ -417,7 +425,8 @@ def _quarantined(path: str, checksum: str) -> str:
     if checksum:
         size = str(Path(path).stat().st_size) if Path(path).is_file() else ""
         end = Path(path).absolute().as_posix()
-        fits |= table["path"].map(lambda one: end.endswith(f"/{one}")) & (table["size"] == size)
+        ends_so = table["path"].map(lambda one: end.endswith(f"/{one}")).astype(bool)  # if empty
+        fits |= ends_so & (table["size"] == size)
     return "" if not fits.any() else str(table.loc[fits, "reason"].iloc[0])
 
 
@@ -440,7 +449,7 @@ def _told(run: dict[str, Any]) -> list[tuple[str, str]]:
     data = [run["data_hash"], *(["here"] if run["data_here"] else [])]
     counts = run["num_images"]
     data += [f"{counts[split]:,} {split}" for split in SPLITS if split in counts]
-    flow = ", ".join(filter(None, [run["flow_run"], run["flow_run_url"]]))
+    flows = [", ".join(filter(None, one.values())) for one in run["flow_runs"]]
     return [
         ("run", f"{run['run']}, {run['name']}, {run['status']}{tested}"),
         ("commit", run["commit"] and run["commit"] + run["dirty"] * " with uncommitted changes"),
@@ -450,7 +459,7 @@ def _told(run: dict[str, Any]) -> list[tuple[str, str]]:
         ("version", _versions(run)),
         ("data", run["data_hash"] and ", ".join(data)),
         ("test images", run["test_hash"]),
-        ("flow run", flow),
+        *(("flow run", text) for text in flows),
         ("parent", run["parent"]),
         ("children", ", ".join(run["children"])),
     ]

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,27 @@ def champion() -> int | None:
     return there and there.number
 
 
-def promote(version: Version | str | None, dry_run: bool = False, **rules: Any) -> contest.Outcome:
+def promote(
+    version: Version | str | None, dry_run: bool = False, force: bool = False, **rules: Any
+) -> contest.Outcome:
     name = str(version.number) if isinstance(version, Version) else version
-    return contest.promote(name, settings(promote=rules), dry_run)
+    return contest.promote(name, settings(promote=rules), dry_run, force)
+
+
+def tags_of(version: Version) -> dict[str, str]:
+    found = registry.find_version(version.uri)
+    assert found is not None
+    return dict(found.tags)
+
+
+@contextmanager
+def other_classes(version: Version, names: list[str]) -> Iterator[None]:
+    before = version.tags["class_names"]
+    registry.record(version, {"class_names": json.dumps(names)})
+    try:
+        yield
+    finally:
+        registry.record(version, {"class_names": before})
 
 
 def test_a_version_says_what_its_run_measured_and_where_it_came_from(
@@ -128,9 +147,11 @@ def test_a_version_whose_tags_were_cut_off_is_completed_and_not_made_again(
 
 
 def test_the_first_candidate_becomes_the_champion(models: dict[str, Version]) -> None:
+    dry = promote(models["bad"], dry_run=True)
+    assert (dry.decision.promote, dry.moved, champion()) == (True, False, None)
     outcome = promote(models["bad"])
     assert (outcome.decision.promote, outcome.moved, outcome.champion) == (True, True, None)
-    assert "there was no champion before it" in outcome.decision.reason
+    assert outcome.decision.reason == "there was no champion to compare it with"
     assert champion() == models["bad"].number
     again = promote(models["bad"])
     assert (again.decision.promote, again.moved) == (False, False)
@@ -148,7 +169,9 @@ def test_what_is_better_beyond_luck_is_promoted_and_the_decision_is_recorded(
     assert table is not None
     assert outcome.evidence.counts.num_images == table["sha256"].nunique() > 100
     tags = registry.versions()[-2].tags
-    assert tags["promotion"].startswith("promoted: it is better, by more than luck explains")
+    assert tags["promotion"].startswith(
+        "promoted: it is better than the champion, by more than luck explains"
+    )
     assert tags["promotion_at"] <= tags["promoted_at"]
 
 
@@ -156,7 +179,7 @@ def test_what_is_not_better_is_kept_and_says_why(models: dict[str, Version]) -> 
     promote(models["good"])
     outcome = promote(models["bad"])
     assert not outcome.decision.promote and not outcome.moved
-    assert "it is worse, by more than luck explains" in outcome.decision.reason
+    assert "it is worse than the champion, by more than luck explains" in outcome.decision.reason
     assert champion() == models["good"].number
     tags = registry.versions()[-1].tags
     assert tags["promotion"].startswith("kept the champion: it is worse")
@@ -278,12 +301,19 @@ def test_test_images_that_are_not_here_are_said_to_be_elsewhere(
     for folder in ("data/raw", "data/resized"):
         shutil.move(folder, f"{folder}.away")
     try:
-        with pytest.raises(UserError, match="`dvc exp apply dusty-dory` brings them back"):
+        hint = f"brings them back; `cnnpipe promote {models['good'].number} --force` promotes it"
+        with pytest.raises(UserError, match=f"`dvc exp apply dusty-dory` {hint}"):
             promote(models["good"])
+        assert champion() == models["other"].number
+        assert promote(models["good"], force=True).moved
     finally:
         for folder in ("data/raw", "data/resized"):
             shutil.move(f"{folder}.away", folder)
-    assert champion() == models["other"].number
+    assert champion() == models["good"].number
+    reason = tags_of(models["good"])["promotion"]
+    assert reason.startswith("promoted: the decision is forced, although they cannot be compared: ")
+    assert "its test images are neither in this folder nor in DVC's cache" in reason
+    assert "--force" not in reason
 
 
 def test_test_images_of_another_commit_come_from_dvcs_cache(models: dict[str, Version]) -> None:
@@ -308,14 +338,78 @@ def test_test_images_of_another_commit_come_from_dvcs_cache(models: dict[str, Ve
 
 def test_models_of_other_classes_are_not_compared(models: dict[str, Version]) -> None:
     promote(models["bad"])
-    names = models["good"].tags["class_names"]
-    registry.record(models["good"], {"class_names": names.replace("9", "nine")})
+    ours = [str(i) for i in range(10)]
+    hint = f"; `cnnpipe promote {models['good'].number} --force` promotes it without a comparison"
+    for names, only in [
+        ([*ours[:9], "nine"], "only the candidate has nine, only the champion has 9"),
+        ([*ours, "ten"], "only the candidate has ten"),
+        (ours[:3], "only the champion has 3, 4, 5, 6, 7 and 2 more"),
+    ]:
+        with other_classes(models["good"], names):
+            outcome = promote(models["good"])
+        assert not outcome.decision.promote and not outcome.moved
+        reason = f"they cannot be compared: their classes are not the same: {only}{hint}"
+        assert outcome.decision.reason == reason
+    assert champion() == models["bad"].number
+
+
+def test_force_promotes_what_cannot_be_compared_and_rolling_back_undoes_it(
+    models: dict[str, Version], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, good = models["bad"].number, models["good"].number
+    promote(models["bad"])
+    before = tags_of(models["good"])
+    with other_classes(models["good"], ["cat", "dog"]):
+        assert cli._command(["promote", str(good), "--force", "--dry-run"]) == 0
+        line = f"promoted: version {good} would be the champion (dry run): the decision is forced, "
+        assert f"\n{line}although they cannot be compared: " in capsys.readouterr().out
+        assert champion() == bad
+        assert cli._command(["promote", str(good), "--force", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert (content["decision"], content["moved"]) == ("promote", True)
+    assert "forced, although they cannot be compared: their classes are not" in content["reason"]
+    assert "--force" not in content["reason"]
+    assert champion() == good
+    after = tags_of(models["good"])
+    assert after["promotion"] == f"promoted: {content['reason']}" != before.get("promotion")
+    assert contest.roll_back(dry_run=False)[0].number == bad
+    with pytest.raises(UserError, match="--rollback takes no --force"):
+        cli._command(["promote", "--rollback", "--force"])
+
+
+def test_force_promotes_against_the_rules_and_says_nothing_where_they_agree(
+    models: dict[str, Version],
+) -> None:
+    promote(models["bad"])
+    assert "forced" not in promote(models["good"], force=True).decision.reason
+    outcome = promote(models["bad"], force=True)
+    assert outcome.moved and champion() == models["bad"].number
+    forced = (
+        "the decision is forced, although it is worse than the champion, by more than luck explains"
+    )
+    assert outcome.decision.reason.startswith(forced) and outcome.evidence is not None
+    again = promote(models["bad"], force=True)
+    assert not again.moved and "is the champion already" in again.decision.reason
+
+
+def test_force_replaces_a_champion_whose_run_was_deleted(models: dict[str, Version]) -> None:
+    promote(models["bad"])
+    client().delete_run(models["bad"].run_id)
     try:
-        outcome = promote(models["good"])
+        with pytest.raises(UserError, match=r"the run was deleted: .* --force` promotes it"):
+            promote(models["good"])
+        assert champion() == models["bad"].number
+        outcome = promote(models["good"], force=True)
     finally:
-        registry.record(models["good"], {"class_names": names})
-    assert not outcome.decision.promote
-    assert "their classes are not the same, 9, nine are in one" in outcome.decision.reason
+        client().restore_run(models["bad"].run_id)
+    assert outcome.moved and champion() == models["good"].number
+    assert "forced, although they cannot be compared: version" in outcome.decision.reason
+    # What was its test is known all the same.
+    assert outcome.champion is not None
+    accuracy = client().get_run(models["bad"].run_id).data.metrics["test/accuracy"]
+    assert outcome.champion.run.accuracy == pytest.approx(accuracy, abs=1e-6)
+    assert f"{accuracy:.3f}" in promotion.as_text(outcome)
+    assert contest.roll_back(dry_run=False)[0].number == models["bad"].number
 
 
 def test_the_candidate_is_the_run_of_this_folder_or_what_is_named(
@@ -331,12 +425,23 @@ def test_the_candidate_is_the_run_of_this_folder_or_what_is_named(
     promote(good)
     assert promote("models:/cnnpipe@champion", dry_run=True).candidate.version == good.number
     for name, message in [
-        ("99", "99: no such run"), ("models:/cnnpipe/99", "no such version: the last is 4"),
+        ("99", "99: no such version or run: the last version is 4"),
+        ("models:/cnnpipe/99", "no such version: the last is 4"),
         ("models:/cnnpipe@nobody", "no such version"), ("models:/else/1", "no version of cnnpipe"),
         ("nobody", "nobody: no such run"),
     ]:  # fmt: skip
         with pytest.raises(UserError, match=message):
             promote(name)
+    client().update_run(good.run_id, name="99")  # a name is a name
+    assert promote("99", dry_run=True).candidate.version == good.number
+
+
+def test_an_address_of_no_version_says_so_in_one_clean_sentence(models: dict[str, Version]) -> None:
+    for name, end in [("models:/cnnpipe@champion", "; `cnnpipe promote` sets it"),
+                      ("models:/cnnpipe@nobody", "")]:  # fmt: skip
+        with pytest.raises(UserError) as error:
+            registry.find_model_version(name)
+        assert str(error.value).endswith(f"alias {name.split('@')[1]} not found{end}")
 
 
 def test_the_rules_are_those_of_params_yaml(models: dict[str, Version]) -> None:
@@ -384,6 +489,7 @@ def test_a_champion_that_may_have_learned_from_all_the_images_is_no_fair_one(
     if known:
         assert not outcome.decision.promote and content["num_images"] == 0
         assert "has learned from all of the candidate's test images" in text
+        assert "--force` promotes it without a comparison" in text
         assert content["champion"]["metrics"]["test/accuracy"] is None
     else:
         assert outcome.decision.promote and content["num_images"] == table["sha256"].nunique()

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from cnnpipe import cli, mlflow_store, records, registry, tracing, tracking
 from cnnpipe.data.raw import open_raw
-from cnnpipe.errors import UserError
+from cnnpipe.errors import RunFailed, UserError
 from cnnpipe.origin import git, md5, sha256
 from cnnpipe.params import load
 from cnnpipe.stages import download, evaluate, resize, split, train
@@ -128,7 +128,7 @@ def names_in(found: Trace) -> dict[str, str]:
     image = images[images["split"] == "test"].iloc[0]
     return {
         "run": run["run"], "beginning": run["run"][:8], "experiment": run["experiment"],
-        "code": run["commit"], "lock": recorded["commit"], "flow run": run["flow_run"],
+        "code": run["commit"], "lock": recorded["commit"], "flow run": run["flow_runs"][0]["id"],
         "version": str(version["version"]), "model": f"models:/cnnpipe/{version['version']}",
         "champion": f"models:/cnnpipe@{alias}", "model_sha256": run["model_sha256"],
         "file": tracing.MODEL_PATH if run["model_here"] else "",
@@ -233,14 +233,57 @@ def test_copies_and_images_in_quarantine_are_said_to_be_that(
         trace(str(inbox / "broken.jpg"))
 
 
+def test_a_file_that_is_no_model_and_no_image_is_said_to_be_that(project: Project) -> None:
+    assert Path("data/resized/quarantine.csv").read_text().count("\n") == 1  # nothing is in it
+    for name in ("data/raw/images.zip", "params.yaml"):
+        with pytest.raises(UserError, match=f"{name}: its SHA-256, {sha256(name)}, is that of no"):
+            trace(name)
+
+
 def test_a_flow_run_has_its_page_where_the_server_is_known(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert trace(FLOW).runs[0]["flow_run_url"] == ""
+    assert trace(FLOW).runs[0]["flow_runs"] == [{"id": FLOW, "url": ""}]
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
     url = f"http://127.0.0.1:4200/runs/flow-run/{FLOW}"
-    assert trace(FLOW).runs[0]["flow_run_url"] == url
+    assert trace(FLOW).runs[0]["flow_runs"] == [{"id": FLOW, "url": url}]
     assert f"flow run     {FLOW}, {url}" in trace(FLOW).as_text()
+
+
+def test_every_flow_run_that_a_run_was_told_of_finds_it_by_6_digits_or_more(
+    project: Project,
+) -> None:
+    # Two at nearly the same time, which is what an id begins with.
+    later = [f"0199d4b7-{n}-7222-8333-444455556666" for n in ("0001", "0002")]
+    for flow_run in (FLOW, later[1], later[0], later[1]):
+        registry.note_flow_run(project.run_id, flow_run)
+    try:
+        for name in (FLOW, FLOW[:6], "0199d3a011", *later, later[0][:13]):
+            (run,) = trace(name).runs
+            assert run["run"] == project.run_id
+            assert [one["id"] for one in run["flow_runs"]] == [FLOW, *later]
+        assert trace(FLOW[:6]).as_text().count("\nflow run ") == 3
+        with pytest.raises(UserError, match=f"fits flow run {later[0]}, flow run {later[1]}: name"):
+            trace("0199d4b7")
+        with pytest.raises(UserError, match="0199d: no such thing"):
+            trace("0199d")
+    finally:
+        for flow_run in later:
+            client().delete_tag(project.run_id, f"prefect_flow_run.{flow_run}")
+
+
+def test_a_flow_run_is_told_to_the_run_that_took_anothers_place(project: Project) -> None:
+    gone = "e" * 32
+    with pytest.raises(RunFailed, match=gone):
+        registry.note_flow_run(gone, FLOW)
+    with tracking.reopen_run(gone, "recovered") as run:
+        pass
+    registry.note_flow_run(gone, FLOW)
+    try:
+        assert {found["run"] for found in trace(FLOW).runs} == {project.run_id, run.id}
+    finally:
+        for tag in (f"prefect_flow_run.{FLOW}", "git_commit"):
+            client().delete_tag(run.id, tag)
 
 
 def test_an_experiment_that_was_restored_leads_to_the_run_of_another_name(

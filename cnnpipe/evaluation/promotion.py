@@ -177,14 +177,16 @@ def _is_better(evidence: Evidence, rules: Rules) -> Decision:
     p = f"p {'' if p_text(evidence.p)[0] == '<' else '= '}{p_text(evidence.p)}"
     sure = evidence.p < rules.alpha
     if sure and evidence.low > 0:
-        return Decision(True, f"it is better, by more than luck explains ({p})")
+        return Decision(True, f"it is better than the champion, by more than luck explains ({p})")
     if sure and evidence.high < 0:
-        return Decision(False, f"it is worse, by more than luck explains ({p})")
+        return Decision(False, f"it is worse than the champion, by more than luck explains ({p})")
     if not counts.only_candidate + counts.only_champion:
-        return Decision(False, "it is not better: no image separates the two")
+        return Decision(False, "it is not better than the champion: no image separates the two")
     if counts.difference <= 0:
-        return Decision(False, f"it is not better ({p})")
-    return Decision(False, f"that it is better may be luck ({p}, alpha {rules.alpha:g})")
+        return Decision(False, f"it is not better than the champion ({p})")
+    return Decision(
+        False, f"that it is better than the champion may be luck ({p}, alpha {rules.alpha:g})"
+    )
 
 
 def _is_smaller(

@@ -99,15 +99,19 @@ def test_the_interval_holds_the_difference_is_the_same_twice_and_never_a_point()
 @pytest.mark.parametrize(
     ("counts", "parameters", "rules", "promote", "reason"),
     [
-        (Counts(150, 12, 3), 100, RULES, True, "it is better, by more than luck explains (p = 0.0"),
-        (Counts(150, 3, 12), 100, RULES, False, "it is worse, by more than luck explains"),
+        (Counts(150, 12, 3), 100, RULES, True,
+         "it is better than the champion, by more than luck explains (p = 0.0"),
+        (Counts(150, 3, 12), 100, RULES, False,
+         "it is worse than the champion, by more than luck explains"),
         (Counts(150, 8, 5), 100, RULES, False,
-         "that it is better may be luck (p = 0.58, alpha 0.05); nor is it small: it has 1 of the "
-         "champion's parameters, more than 0.5"),
-        (Counts(150, 5, 5), 100, RULES, False, "it is not better (p = 1.00); nor is it small"),
+         "that it is better than the champion may be luck (p = 0.58, alpha 0.05); nor is it small: "
+         "it has 1 of the champion's parameters, more than 0.5"),
+        (Counts(150, 5, 5), 100, RULES, False,
+         "it is not better than the champion (p = 1.00); nor is it small"),
         # The interval alone would do: the exact test is the stricter of the two.
         (Counts(150, 5, 0), 100, RULES, False, "may be luck (p = 0.062, alpha 0.05)"),
-        (Counts(150, 0, 0), 100, RULES, False, "it is not better: no image separates the two"),
+        (Counts(150, 0, 0), 100, RULES, False,
+         "it is not better than the champion: no image separates the two"),
         (Counts(2000, 4, 4), 50, RULES, True,
          "it is not worse by 0.01 and has 0.5 of the champion's parameters"),
         (Counts(100, 0, 0), 50, RULES, False, "but may be worse by 0.0200, and the tolerance is"),
@@ -162,8 +166,8 @@ def test_both_outputs_have_all_of_it_and_no_control_character() -> None:
     assert content["champion"]["metrics"]["test/roc_auc"] is None
     assert (content["decision"], content["moved"]) == ("promote", True)
     assert content["difference_low"] < 0.06 < content["difference_high"]
-    alone = Outcome(candidate, None, None, True, Decision(True, "it is the first"), False)
+    alone = Outcome(candidate, None, None, True, Decision(True, "there was none"), False)
     assert json.loads(as_json(alone))["champion"] is None
-    assert "promoted: version 4 would be the champion (dry run): it is the first" in as_text(alone)
+    assert "promoted: version 4 would be the champion (dry run): there was none" in as_text(alone)
     kept = replace(outcome, decision=Decision(False, "it is not"), moved=False)
     assert as_text(kept).endswith("kept: version 3 stays the champion: it is not")
