@@ -24,7 +24,7 @@ from prefect.settings import (
 from prefect.states import Completed, Failed, State
 from prefect.tasks import exponential_backoff
 
-from cnnpipe.errors import UserError
+from cnnpipe.errors import RunFailed, UserError
 from cnnpipe.params import Params, load
 from cnnpipe.running import prefect_api
 from flows import commands
@@ -113,6 +113,7 @@ def pipeline(
         return Completed(name="Skipped", message="nothing has changed")
     outputs = Outputs(None if in_checkout else name)
     tracked = outputs.json("reports/test/run.json")
+    _note_flow_run(tracked["run_id"])
     show_run(**tracked)
     show_picture(outputs)
     show_quarantine(outputs)
@@ -127,6 +128,16 @@ def experiment_name() -> str:
     """The flow run's name, and enough of its id to be the only one; DVC takes few signs."""
     name = re.sub("[^a-z0-9]+", "-", str(runtime.flow_run.name).lower()).strip("-")
     return f"{name}-{str(runtime.flow_run.id)[-4:]}"
+
+
+def _note_flow_run(run_id: str) -> None:
+    """Tells MLflow's run, which DVC may have restored, that this flow run led to it, too."""
+    from cnnpipe.registry import note_flow_run  # takes seconds, which a skipped run need not
+
+    try:
+        note_flow_run(run_id, str(runtime.flow_run.id))
+    except RunFailed as error:
+        get_run_logger().warning(f"`cnnpipe trace` will not know of this flow run: {error}")
 
 
 def uses_gpu(params: Params) -> bool:

@@ -100,6 +100,8 @@ def test_the_result_is_shown_as_artifacts(call: Call, flow: Callable[..., Ended]
     assert "**0 files were left out**" in done.artifacts["quarantine"]["data"]
     table = json.loads(done.artifacts["test-metrics"]["data"])
     run_id = done.artifacts["mlflow-run"]["data"].rpartition("/")[2].rstrip(")")
+    (traced,) = json.loads(call("cnnpipe", "trace", done.id, "--json").stdout)["runs"]
+    assert (traced["run"], traced["flow_runs"][1]["id"]) == (run_id, done.id)  # and the first's
     (run,) = json.loads(call("cnnpipe", "compare", run_id, "--json").stdout)["runs"]
     assert table[0] == {
         "test metric": "accuracy",
