@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import chdir, contextmanager
+from contextlib import AbstractContextManager, chdir, closing, contextmanager, nullcontext
 from http.client import HTTPConnection
 from itertools import islice
 from pathlib import Path
@@ -45,23 +45,24 @@ def load(url: str, bodies: Sequence[bytes], clients: int, seconds: float) -> lis
     """
     address = urlsplit(url)
 
-    def client() -> Callable[[bytes], None]:
-        connection = HTTPConnection(address.netloc, timeout=60)
+    @contextmanager
+    def client() -> Iterator[Callable[[bytes], None]]:
+        with closing(HTTPConnection(address.netloc, timeout=60)) as connection:
 
-        def post(body: bytes) -> None:
-            connection.request("POST", address.path, body, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            text = answer.read()
-            if answer.status != 200:
-                raise RuntimeError(f"{answer.status}: {text[-500:].decode(errors='replace')}")
+            def post(body: bytes) -> None:
+                connection.request("POST", address.path, body, {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                text = answer.read()
+                if answer.status != 200:
+                    raise RuntimeError(f"{answer.status}: {text[-500:].decode(errors='replace')}")
 
-        return post
+            yield post
 
     return _together(client, bodies, clients, seconds)
 
 
 def _together(
-    client: Callable[[], Callable[[bytes], object]],
+    client: Callable[[], AbstractContextManager[Callable[[bytes], object]]],
     bodies: Sequence[bytes],
     clients: int,
     seconds: float,
@@ -72,13 +73,13 @@ def _together(
 
     def work(number: int) -> None:
         try:
-            call = client()
-            i = number
-            while time.monotonic() < end and not errors:
-                started = time.perf_counter()
-                call(bodies[i % len(bodies)])
-                taken.append(time.perf_counter() - started)
-                i += clients
+            with client() as call:
+                i = number
+                while time.monotonic() < end and not errors:
+                    started = time.perf_counter()
+                    call(bodies[i % len(bodies)])
+                    taken.append(time.perf_counter() - started)
+                    i += clients
         except Exception as error:
             errors.append(error)
 
@@ -188,8 +189,8 @@ def main() -> None:
         from cnnpipe.serving import Predictor
 
         predictor = Predictor.load(model)
-        bare = _together(lambda: lambda file: predictor.predict([file]), files, CLIENTS,
-                         args.seconds)  # fmt: skip
+        bare = _together(lambda: nullcontext(lambda file: predictor.predict([file])), files,
+                         CLIENTS, args.seconds)  # fmt: skip
     case = f"{CLIENTS} clients, {len(ours):,} photos"
     report(
         "serving",

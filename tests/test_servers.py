@@ -265,18 +265,12 @@ def test_a_server_that_is_somebody_elses_is_used_or_missed_in_one_line(
         assert "secret" not in errors
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [("raise SystemExit('no flow here')", "no flow here"), ("", "'sweep' not found in")],
-)
-def test_a_flow_that_cannot_be_imported_is_named_in_one_line(
-    tmp_path: Path, start: Start, text: str, reason: str
-) -> None:
+def test_a_flow_that_cannot_be_imported_is_named_in_one_line(tmp_path: Path, start: Start) -> None:
     shutil.copytree(ROOT / "flows", tmp_path / "flows")
     shutil.copy(ROOT / "prefect.yaml", tmp_path)
     (tmp_path / "params.yaml").write_text("{}")
     write_flows(tmp_path)
-    (tmp_path / "flows" / "sweep.py").write_text(text)
+    (tmp_path / "flows" / "sweep.py").write_text("raise SystemExit('no flow here')")
     process = start(tmp_path, (free_port(), free_port()))
     output, errors = process.communicate(timeout=180)
     assert process.returncode == 1  # and the servers were stopped, or it would wait for them
@@ -284,7 +278,7 @@ def test_a_flow_that_cannot_be_imported_is_named_in_one_line(
     assert errors.startswith(
         "cnnpipe: prefect.yaml: deployment sweep: flows/sweep.py:sweep cannot be imported: "
     )
-    assert reason in errors
+    assert "no flow here" in errors
     assert errors.count("\n") == 1
 
 

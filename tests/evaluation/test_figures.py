@@ -30,6 +30,7 @@ WEIRD = ["$x$", "<script>", "two\nlines", "long" * 100, "_\\alpha^{", "$", "\udc
 def no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)  # of what other tests have left
         yield
 
 
