@@ -25,7 +25,8 @@ run: $(INSTALLED) ## install, run the pipeline, show the result and where to loo
 	@echo 'Prefect     http://127.0.0.1:4200  once `make up` runs'
 
 test: check ## check, then run the tests
-	@pytest -n auto --dist loadfile
+	@# In the order of the names: the slow files, of few tests each, would else all come last.
+	@pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED) ## format, lint, types, imports
 	@ruff format --check .
