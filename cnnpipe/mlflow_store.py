@@ -8,6 +8,7 @@ served model, imports MLflow, and these import it after this module, which sets 
 import fcntl
 import logging
 import os
+import platform
 import sqlite3
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,6 +27,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
+import psutil
 import requests
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
@@ -45,10 +47,18 @@ EXPERIMENT = "cnnpipe"
 
 FAILURES = (RunFailed, MlflowException, requests.RequestException, SQLAlchemyError, OSError)
 """What it raises to call a tracker that is not there, or not well."""
+PROCESS = "process"
+"""The key of `process_tag`."""
 SLOW_S = 5
 """From so many seconds for an answer on, nothing more is sent while a stage is at work."""
 _LOCKED_S = 3
 """For somebody else's transaction. MLflow itself would wait for 20."""
+
+
+def process_tag() -> dict[str, str]:
+    """Of a run: which machine and process writes to it, and since when that runs."""
+    started = psutil.Process().create_time()
+    return {PROCESS: f"{platform.node()} {os.getpid()} {started:.2f}"}
 
 
 def prepare_store() -> str:

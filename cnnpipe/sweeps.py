@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cnnpipe.mlflow_store import connect, reading
+from cnnpipe.mlflow_store import connect, process_tag, reading
 
 # isort: split
 import mlflow
@@ -32,8 +32,9 @@ def begin(name: str, params: Mapping[str, Any]) -> tuple[str, str]:
         # What a sweep is asked for may grow; a parameter of MLflow's cannot.
         fresh = [Param(key, value) for key, value in values.items() if key not in known]
         client.log_batch(run.info.run_id, params=fresh)
-        for key, value in values.items():
-            client.set_tag(run.info.run_id, f"{_NAME}.{key}", value)
+        tags = {f"{_NAME}.{key}": value for key, value in values.items()}
+        for key, value in {**tags, **process_tag()}.items():
+            client.set_tag(run.info.run_id, key, value)
     return run.info.run_id, experiment_id
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from cnnpipe import mlflow_store
 from cnnpipe.mlflow_store import (
     FAILURES,
+    PROCESS,
     address,
     check_answers,
     check_unlocked,
@@ -29,6 +30,7 @@ from cnnpipe.mlflow_store import (
     is_refusal,
     is_remote,
     line,
+    process_tag,
 )
 
 # isort: split
@@ -52,8 +54,6 @@ from cnnpipe.running import shown_address
 
 PARENT_VARIABLE = "CNNPIPE_PARENT_RUN"
 """The environment's variable by which a training learns of the sweep's run that it belongs to."""
-_PROCESS = "process"
-"""A tag: the machine, the process and since when it runs, of who writes to the run."""
 _SENDING_S = 30
 """For sending what has waited; the rest waits on."""
 _SENDING_FIRST_S = 10
@@ -407,7 +407,8 @@ def _found_or_created(opened: dict[str, Any], run_id: str, experiment_id: str) -
         if found:
             client.update_run(found, "RUNNING")
             with suppress(MlflowException):  # no reason to go without all else
-                client.set_tag(found, _PROCESS, _process())
+                for key, value in process_tag().items():
+                    client.set_tag(found, key, value)
             return _Target(found, is_new=False)
         tags = {**opened["tags"], **({"recovered_from": run_id} if run_id else {})}
         created = client.create_run(experiment_id, opened["time"], tags, opened["name"])
@@ -521,19 +522,15 @@ def _end_the_dead(experiment_id: str) -> None:
     """Ends as KILLED what is said to be running, and is written to by no process any more."""
     client = mlflow.MlflowClient()
     node = platform.node()
-    running = f"attributes.status = 'RUNNING' AND tags.{_PROCESS} LIKE '{node} %'"
+    running = f"attributes.status = 'RUNNING' AND tags.{PROCESS} LIKE '{node} %'"
     for run in client.search_runs([experiment_id], running):
-        _, pid, started = run.data.tags[_PROCESS].rsplit(" ", 2)
+        _, pid, started = run.data.tags[PROCESS].rsplit(" ", 2)
         try:
             lives = f"{psutil.Process(int(pid)).create_time():.2f}" == started
         except psutil.Error:
             lives = False
         if not lives and run.info.run_id not in waiting():
             client.set_terminated(run.info.run_id, "KILLED")
-
-
-def _process() -> str:
-    return f"{platform.node()} {os.getpid()} {psutil.Process().create_time():.2f}"
 
 
 def unsent_runs() -> list[str]:
@@ -562,7 +559,7 @@ def _origin_tags() -> dict[str, str]:
         "prefect_flow_run": os.environ.get("CNNPIPE_FLOW_RUN_ID", ""),
         "cnnpipe_version": cnnpipe.__version__,
         "python_version": platform.python_version(),
-        _PROCESS: _process(),
+        **process_tag(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
     }
     return {key: value for key, value in tags.items() if value}

@@ -82,16 +82,16 @@ def test_a_run_that_ends_early_says_how(error: type[BaseException], status: str)
 def test_the_run_of_a_killed_process_is_ended_by_the_next_and_one_at_work_is_not() -> None:
     code = """
 import time
-from cnnpipe import tracking
+from cnnpipe import sweeps, tracking
 with tracking.start_run("x", {}) as run:
-    print(run.id, flush=True)
+    print(run.id, sweeps.begin(run.id, {})[0], flush=True)
     time.sleep(600)
 """
     processes = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    killed, at_work = (process.stdout.readline().strip() for process in processes)  # type: ignore[union-attr]
+    (killed, sweep), (at_work, _) = (process.stdout.readline().split() for process in processes)  # type: ignore[union-attr]
     processes[0].kill()
     processes[0].wait()
     try:
@@ -99,6 +99,7 @@ with tracking.start_run("x", {}) as run:
         with tracking.start_run("next", {}):
             pass
         assert client().get_run(killed).info.status == "KILLED"
+        assert client().get_run(sweep).info.status == "KILLED"
         assert client().get_run(at_work).info.status == "RUNNING"
     finally:
         processes[1].kill()
