@@ -171,7 +171,9 @@ def check_answers() -> None:
     uri = address()
     if is_remote():
         try:
-            requests.get(uri.rstrip("/") + "/health", timeout=SLOW_S).raise_for_status()
+            # Which is less after an interrupt.
+            timeout_s = min(SLOW_S, int(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
+            requests.get(uri.rstrip("/") + "/health", timeout=timeout_s).raise_for_status()
         except requests.RequestException as error:
             raise RunFailed(
                 f"MLFLOW_TRACKING_URI = {shown_address(uri)}: no MLflow server answers there: "
