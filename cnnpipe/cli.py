@@ -267,13 +267,14 @@ def _predict(args: argparse.Namespace) -> int:
     for option in ("update", "json"):
         if getattr(args, option) and not args.csv:
             raise UserError(f"--{option} needs --csv FILE: the table cannot go to stdout")
+    from cnnpipe.origin import sha256
     from cnnpipe.serving import batch
     from cnnpipe.serving.predictor import Predictor
 
     with TemporaryDirectory() as folder:
         name, file = _model(args.model, folder)
         predictor = Predictor.load(file)
-        model = batch.Model(name, batch.digest(file))
+        model = batch.Model(name, sha256(file))
         table, bad = Path(folder) / "scores.json", Path(folder) / "unreadable.csv"
         columns = batch.columns(predictor.class_names, args.update)
         with batch.scores_json(table, columns) if args.log else nullcontext(lambda _: 0) as keep:

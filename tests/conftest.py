@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -23,6 +24,20 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a local MLflow store, a module's own."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def in_store(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder is the store's, and nothing names another."""
+    monkeypatch.chdir(store)
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

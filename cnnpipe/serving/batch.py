@@ -232,12 +232,6 @@ def scores_json(path: Path, names: Sequence[str]) -> Iterator[Callable[[Row], ob
         file.write("]}")
 
 
-def digest(file: Path) -> str:
-    """The SHA-256 of a file."""
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
-
-
 def _outcome(predictor: Predictor) -> Outcome:
     return Outcome(classes=Counter(dict.fromkeys(predictor.class_names, 0)))
 

@@ -89,6 +89,13 @@ def call(project: Path, environment: dict[str, str]) -> Call:
     return run
 
 
+@pytest.fixture(scope="module")
+def last_status(call: Call) -> Callable[[], str]:
+    """Asks the project's MLflow for the status of the latest run."""
+    code = "from cnnpipe import records; import sys; sys.stdout.write(records.all_runs()[0].status)"
+    return lambda: call(sys.executable, "-c", code).stdout.splitlines()[-1].upper()
+
+
 @pytest.fixture(scope="session")
 def prefect_api(
     environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory

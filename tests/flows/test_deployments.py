@@ -136,7 +136,7 @@ def test_a_scheduled_run_appears_and_completes_in_the_projects_folder(
 
 
 def test_a_cancelled_run_ends_every_process_and_mlflow_knows(
-    project: Path, worker: subprocess.Popen[bytes], api: Api, call: Call
+    project: Path, worker: subprocess.Popen[bytes], api: Api, last_status: Callable[[], str]
 ) -> None:
     params = project / "params.yaml"
     before = params.read_text()
@@ -153,12 +153,7 @@ def test_a_cancelled_run_ends_every_process_and_mlflow_knows(
         wait_for(lambda: [r for r in api.runs("pipeline", "Cancelled") if r["id"] == run])
     finally:
         params.write_text(before)
-    listed = call(
-        sys.executable, "-c",
-        "from cnnpipe import mlflow_store; import mlflow; mlflow_store.prepare_store();"
-        "print(mlflow.search_runs(experiment_names=['cnnpipe']).status[0])",
-    ).stdout  # fmt: skip
-    assert listed.splitlines()[-1] == "KILLED"
+    assert last_status() == "KILLED"
 
 
 def test_a_killed_run_is_crashed_by_the_automation(

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import hashlib
 import http.server
 import io
 import json
@@ -201,8 +202,6 @@ def archive_server(refusals: int) -> Iterator[tuple[str, str, list[str]]]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    import hashlib
-
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -239,7 +238,10 @@ def test_a_users_mistake_is_not_retried(flow: Callable[..., Ended]) -> None:
 
 
 def test_an_interrupted_run_removes_its_workspace_and_mlflow_says_killed(
-    project: Path, environment: dict[str, str], prefect_api: str, call: Call
+    project: Path,
+    environment: dict[str, str],
+    prefect_api: str,
+    last_status: Callable[[], str],
 ) -> None:
     settings = {"settings": {"train": {"epochs": 100_000}}}
     flow = subprocess.Popen(
@@ -261,12 +263,7 @@ def test_an_interrupted_run_removes_its_workspace_and_mlflow_says_killed(
     finally:
         flow.kill()
     assert [p.name for p in (project / ".dvc/tmp/exps/standalone").iterdir()] == ["run"]
-    listed = call(
-        sys.executable, "-c",
-        "from cnnpipe import mlflow_store; import mlflow; mlflow_store.prepare_store();"
-        "print(mlflow.search_runs(experiment_names=['cnnpipe']).status[0])",
-    ).stdout  # fmt: skip
-    assert listed.splitlines()[-1] == "KILLED"
+    assert last_status() == "KILLED"
 
 
 GATED = """

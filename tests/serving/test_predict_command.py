@@ -21,17 +21,7 @@ from cnnpipe.errors import UserError
 from cnnpipe.outbox import open_outbox, waiting
 from cnnpipe.running import shown_address
 
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
-
-
-@pytest.fixture(autouse=True)
-def _in_store(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(store)
-    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("in_store")
 
 
 @pytest.fixture
@@ -63,7 +53,7 @@ def scores(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nobody(in_store: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An address at which no tracker answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
