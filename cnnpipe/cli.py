@@ -114,7 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument(
         "paths", nargs="+", metavar="PATH",
-        help="image files, folders or zip or tar archives of them, or - for stdin",
+        help="image files, folders or zip or tar archives of them, also s3://BUCKET/KEY, or - for "
+        "stdin",
     )  # fmt: skip
     predict.add_argument("--csv", metavar="FILE", help="write there instead of to stdout")
     predict.add_argument(

@@ -9,11 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
+from cnnpipe.addresses import WHERE_CREDENTIALS_BELONG, has_secret, without_secrets
 from cnnpipe.errors import UserError
 from cnnpipe.network.architectures import layers_of
 from cnnpipe.network.geometry import ImpossibleSize, PoolingKind, Shape, shapes
@@ -21,6 +29,16 @@ from cnnpipe.network.geometry import ImpossibleSize, PoolingKind, Shape, shapes
 PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _without_credentials(url: str | None) -> str | None:
+    """The URL; what this raises is no error of pydantic's, which repeats the value."""
+    if url is not None and has_secret(url):
+        raise UserError(
+            "download.url: holds credentials, which would be kept in params.yaml, dvc.lock and "
+            f"MLflow: they belong in {WHERE_CREDENTIALS_BELONG}; take them out of the URL"
+        )
+    return url
 
 
 class Section(BaseModel):
@@ -52,8 +70,8 @@ class Download(Section):
     """The data set: built in, a known download, or the user's own."""
     folder: str = Field("data/inbox", min_length=1)
     """For `folder`: class folders, or train/val/test folders of class folders."""
-    url: str | None = Field(None, min_length=1)
-    """For `url`: a zip or tar archive of such folders."""
+    url: Annotated[str | None, AfterValidator(_without_credentials)] = Field(None, min_length=1)
+    """For `url`: a zip or tar archive of such folders, on a web server or s3://bucket/key."""
     sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = None
     """For `url`: the archive's checksum, in hexadecimal."""
     limit_per_class: PositiveInt | None = None
@@ -253,6 +271,8 @@ def load(path: str | Path, changes: Mapping[str, Any] | None = None) -> Params:
         params = Params.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path}: {'; '.join(_mistakes(error.errors()))}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if mistakes := _contradictions(params):
         raise UserError(f"{path}: {'; '.join(mistakes)}")
     return params
@@ -355,7 +375,7 @@ def _name(key: str) -> str:
 
 def _shown(value: Any) -> str:
     try:
-        text = "null" if value is None else repr(value)
+        text = "null" if value is None else without_secrets(repr(value))
     except ValueError:  # Python writes no integer of more than 4300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."

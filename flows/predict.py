@@ -38,11 +38,11 @@ def predict(
     """Classifies the images that this model version has not seen; Skipped where there are none.
 
     Args:
-        path: A folder of images, or a zip or tar archive of them.
+        path: A folder of images, or a zip or tar archive of them; also s3://bucket/folder.
         csv: The table that grows by a row an image.
         model: A version of a registered model, by number or alias, or a model file.
     """
-    if not Path(path).exists():
+    if not path.startswith("s3://") and not Path(path).exists():
         return Failed(message=f"{path}: no such file or folder")
     if Path(path).is_dir() and not any(
         file.is_file() for file in Path(path).rglob("[!.]*")

@@ -35,6 +35,9 @@ from cnnpipe.workspace import whole_file
 
 SOURCE_FILE = "source.json"
 
+HEAD_BYTES = tarfile.BLOCKSIZE
+"""So much of a file tells an archive from an image."""
+
 # Larger files are no images of any use, and are not read.
 _MAX_FILE_BYTES = 1 << 30
 
@@ -171,19 +174,25 @@ def is_archive(path: Path) -> bool:
     """
     try:
         with path.open("rb") as file:
-            head = file.read(tarfile.BLOCKSIZE)
+            head = file.read(HEAD_BYTES)
     except OSError:
         return False
+    return is_archive_head(head)
+
+
+def is_archive_head(head: bytes) -> bool:
+    """Whether a file that begins with these `HEAD_BYTES` is a zip or tar archive."""
     return _is_tar(head) or head.startswith((b"PK", *(magic for magic, _ in _COMPRESSED)))
 
 
 @contextmanager
-def open_archive(path: Path, scratch: Path) -> "Iterator[Zip | Tar]":
+def open_archive(path: Path, scratch: Path, name: str = "") -> "Iterator[Zip | Tar]":
     """A zip or tar archive of any files, for as long as the block.
 
     Args:
         path: the archive.
         scratch: a folder for the plain copy of a compressed tar, which goes with the block.
+        name: what an error calls the archive, if not by its path.
 
     Raises:
         UserError: it is damaged, or made to do harm.
@@ -194,7 +203,7 @@ def open_archive(path: Path, scratch: Path) -> "Iterator[Zip | Tar]":
         except _DAMAGED as error:
             if getattr(error, "errno", None) == errno.ENOSPC:  # for the copy
                 raise
-            raise UserError(f"{path}: the archive is damaged: {error}") from None
+            raise UserError(f"{name or path}: the archive is damaged: {error}") from None
         yield archive
 
 
@@ -206,7 +215,7 @@ class _NoArchive(ValueError):
 @contextmanager
 def _open_archive(path: Path, scratch: Path) -> "Iterator[Zip | Tar]":
     with path.open("rb") as file:
-        head = file.read(tarfile.BLOCKSIZE)
+        head = file.read(HEAD_BYTES)
     # First, since a tar begins with a name, such as PKLot/1.jpg; and zip's test is content with a
     # zip archive at its end.
     if _is_tar(head):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from cnnpipe.data import manifest
 from cnnpipe.data.decode import UnreadableImage
 from cnnpipe.errors import UserError, printable
-from cnnpipe.serving.files import File, find_files
+from cnnpipe.serving.files import File, find_files, read_ahead
 from cnnpipe.serving.predictor import Predictor
 from cnnpipe.workspace import locked, named_file
 
@@ -268,9 +268,12 @@ def _score(
             outcome.exit_code = 2
 
     def images() -> Iterator[bytes]:
-        for file in tqdm(files, "predicting", unit="image", disable=None):
+        begun_files = tqdm(
+            read_ahead(files), "predicting", len(files), unit="image", disable=None
+        )  # fmt: skip
+        for file, read in begun_files:
             try:
-                data = file.read()
+                data = read()
             except (UnreadableImage, OSError) as error:
                 unreadable(file, error.strerror if isinstance(error, OSError) else error)
                 continue

@@ -122,7 +122,7 @@ def test_a_missing_path_is_refused_before_anything_is_written(
 
 
 def test_an_empty_folder_is_refused(predictor: Predictor, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the folder holds no files"):
+    with pytest.raises(UserError, match="holds no files"):
         predict_paths(predictor, [str(tmp_path)], None)
 
 
