@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ConfigDict, create_model, model_serializer
 
+from cnnpipe.addresses import SECRET, WHERE_CREDENTIALS_BELONG
 from cnnpipe.params import Params, Section
 
 
@@ -19,6 +20,12 @@ def _unfilled(schema: dict[str, Any]) -> None:
         if setting.get("type") == "boolean":
             del setting["type"]
             setting["enum"] = [True, False]
+    if schema["title"] == "Download":
+        # Prefect's server refuses what does not fit, and keeps what does. Of its checks this one
+        # does not repeat what was given.
+        schema["if"] = {"properties": {"url": {"type": "string", "pattern": SECRET}}}
+        belong = f"taking the credentials out of it, into {WHERE_CREDENTIALS_BELONG},"
+        schema["then"] = {"dependentRequired": {"url": [belong]}}
 
 
 def _form(section: type[Section]) -> Any:

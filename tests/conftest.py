@@ -1,12 +1,14 @@
 """What the tests share: steady numbers, and a small classifier to try things on."""
 
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+from object_storage import Storage, storage_server
 
 # The same examples every time, however busy the machine is.
 hypothesis.settings.register_profile("cnnpipe", deadline=None, derandomize=True)
@@ -38,6 +40,26 @@ def in_store(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(store)
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def storage_of_all() -> Iterator[Storage]:
+    with storage_server() as storage:
+        yield storage
+
+
+@pytest.fixture
+def storage(storage_of_all: Storage, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """An S3 server without objects, which the environment names."""
+    from s3fs import S3FileSystem
+
+    storage_of_all.reset()
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in storage_of_all.environment().items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # it remembers credentials
+    return storage_of_all
 
 
 @pytest.fixture

@@ -127,7 +127,8 @@ def _storage(address: str) -> Iterator[Any]:
             "and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile in ~/.aws"
         ) from None
     except (exceptions.BotoCoreError, ValueError) as error:  # of the settings, or the address
-        raise UserError(f"{address}: the object storage cannot be used: {_line(error)}") from None
+        line = _line(error).partition(": Bucket name must match")[0]  # a long regular expression
+        raise UserError(f"{address}: the object storage cannot be used: {line}") from None
     except OSError as error:
         raise _told(address, error) from None
 
@@ -140,7 +141,10 @@ def _told(address: str, error: OSError) -> Exception:
     if isinstance(error, FileNotFoundError):
         return Refused("no such bucket" if code == "NoSuchBucket" else "no such object")
     if code in ("AccessDenied", "AllAccessDisabled", "InvalidObjectState", "403"):
-        return Refused(f"access denied: {_line(error)}")
+        return Refused(
+            f"access denied ({_line(error)}): the credentials are wrong, or not of somebody who "
+            "may read it"
+        )
     if status in (301, 307) or (400 <= status < 500 and status not in (408, 429)):
         return UserError(f"{address}: the object storage refuses: {code}: {_line(error)}")
     return _away(error)

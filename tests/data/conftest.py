@@ -77,6 +77,8 @@ class Server(ThreadingHTTPServer):
         """By how much a range begins before it was asked to."""
         self.validators = ("ETag", "Last-Modified")
         self.cuts: list[int] = []
+        self.status = 0
+        """Of the answers, if not that of a whole file or of a part."""
         self.headers: dict[str, str | None] = {}
         """What the answers say instead of the truth; None is nothing."""
         self.asked: list[dict[str, str]] = []
@@ -122,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         headers["Content-Length"] = str(len(data) - start)
-        self.send_response(206 if start else 200)
+        self.send_response(self.server.status or (206 if start else 200))
         for name, value in (headers | self.server.headers).items():
             if value is not None:
                 self.send_header(name, value)
@@ -130,11 +132,11 @@ class _Handler(BaseHTTPRequestHandler):
         body = data[start:]
         if self.server.cuts:
             body = body[: self.server.cuts.pop(0)]
+        self.server.sent.append(len(body))  # before whoever has got it looks
         half = len(body) // 2
         self.wfile.write(body[:half])
         self.server.hold.wait(60)
         self.wfile.write(body[half:])
-        self.server.sent.append(len(body))
 
     def log_message(self, *args: Any) -> None:
         pass

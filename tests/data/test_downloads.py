@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from object_storage import Storage
 
-from cnnpipe.data import downloads
+from cnnpipe.data import downloads, object_storage
 from cnnpipe.data.downloads import fetch
 from cnnpipe.errors import RunFailed, UserError
 
@@ -354,3 +355,144 @@ def test_of_two_processes_one_downloads_and_the_other_waits(
     assert (first.returncode, second.returncode) == (0, 0)
     assert server.sent == [len(PHOTOS)]
     assert left() == {"pets.zip": len(PHOTOS)}
+
+
+# What a server may not make known.
+
+
+@pytest.mark.parametrize(
+    "location", ["/signed?X-Amz-Signature=hidden", "//me:hidden@127.0.0.1:9/x"]
+)
+def test_the_signed_address_to_which_a_server_sends_on_is_not_told(
+    server: Any, location: str
+) -> None:
+    server.files["/pets.zip"] = b""
+    server.status = 302
+    server.headers = {"Location": location}
+    with pytest.raises(RunFailed, match=r"/pets.zip: cannot be downloaded: ") as failure:
+        fetch(*arguments(server))
+    assert "hidden" not in str(failure.value)
+
+
+def test_user_and_password_of_a_web_server_come_from_netrc(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password hidden\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server.files["/pets.zip"] = PHOTOS
+    assert fetch(*arguments(server)).read_bytes() == PHOTOS
+    assert server.asked[0]["Authorization"].startswith("Basic ")
+
+
+# From an object storage.
+
+
+@pytest.fixture
+def pets(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, str]:
+    """The arguments that fetch the photos, which are there, in blocks of a MiB."""
+    monkeypatch.setattr(object_storage, "_BLOCK_BYTES", 1 << 20)
+    storage.put("pets.zip", PHOTOS)
+    return "s3://photos/pets.zip", "pets.zip", f"sha256:{sha256(PHOTOS)}"
+
+
+def test_an_object_is_downloaded_once(storage: Storage, pets: Any) -> None:
+    path = fetch(*pets)
+    assert path.read_bytes() == PHOTOS
+    assert fetch(*pets) == path
+    assert storage.ranges() == ["bytes=0-1048575", "bytes=1048576-2097151"]
+    assert left() == {"pets.zip": len(PHOTOS)}
+
+
+def test_an_object_is_gone_on_with_by_the_next_run(
+    storage: Storage, pets: Any, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(pets, monkeypatch)
+    assert left()["pets.zip.part"] == 1 << 20
+    storage.asked.clear()
+    assert fetch(*pets).read_bytes() == PHOTOS
+    assert storage.ranges() == ["bytes=1048576-2097151"]
+    assert pauses == []
+
+
+def test_an_object_of_which_all_has_come_is_not_read_again(
+    storage: Storage, pets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(downloads.os, "fsync", lambda descriptor: signal.raise_signal(signal.SIGINT))
+        fetch(*pets)
+    storage.asked.clear()
+    assert fetch(*pets).read_bytes() == PHOTOS
+    assert storage.ranges() == []
+
+
+def test_an_object_that_has_changed_begins_anew(
+    storage: Storage, pets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.put("pets.zip", bytes(len(PHOTOS)))
+    interrupt(pets, monkeypatch)
+    storage.put("pets.zip", PHOTOS)
+    storage.asked.clear()
+    assert fetch(*pets).read_bytes() == PHOTOS
+    assert storage.ranges() == ["bytes=0-1048575", "bytes=1048576-2097151"]
+
+
+def interrupt(pets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download that ends after its first block."""
+    real = object_storage.blocks
+
+    def first(*arguments: Any) -> Any:
+        yield next(real(*arguments))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(object_storage, "blocks", first)
+        fetch(*pets)
+
+
+def test_an_object_of_another_checksum_is_refused_and_not_kept(storage: Storage, pets: Any) -> None:
+    with pytest.raises(UserError, match=r"^s3://photos/pets.zip: .*does not have the checksum"):
+        fetch(*pets[:2], "sha256:" + 64 * "0")
+    assert left() == {}
+
+
+def test_a_storage_that_fails_at_first_is_asked_again(
+    storage: Storage, pets: Any, pauses: list[float]
+) -> None:
+    storage.failures = 3
+    assert fetch(*pets).read_bytes() == PHOTOS
+    assert pauses == [1, 2, 3]
+
+
+def test_a_storage_that_keeps_failing_fails_the_run(
+    storage: Storage, pets: Any, pauses: list[float]
+) -> None:
+    storage.failures = 99
+    with pytest.raises(RunFailed, match=r"^s3://photos/pets.zip: cannot be downloaded: the object"):
+        fetch(*pets)
+    assert pauses == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("s3://photos/dogs.zip", "no such object"),
+        ("s3://fotos/pets.zip", "no such bucket"),
+        ("s3://photos/", "a folder, not an archive"),
+    ],
+)
+def test_what_is_no_object_is_the_users_mistake(
+    pets: Any, url: str, reason: str, pauses: list[float]
+) -> None:
+    with pytest.raises(UserError, match=f"^download.url = '{url}': {reason}$"):
+        fetch(url, *pets[1:])
+    assert pauses == []
+    assert left() == {}
+
+
+def test_an_object_that_may_not_be_read_is_asked_for_once(
+    storage: Storage, pets: Any, pauses: list[float]
+) -> None:
+    storage.refuse_keys(True)
+    with pytest.raises(UserError, match=r"^download.url = 's3://photos/pets.zip': access denied"):
+        fetch(*pets)
+    assert pauses == []
