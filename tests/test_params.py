@@ -1,6 +1,7 @@
 """Tests of the settings: what is allowed, and that every mistake is one clear line."""
 
 import re
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -346,3 +347,25 @@ def _settings_or_one_line(path: Path) -> bool:
         assert str(error).startswith(str(path))
         assert len(str(error).splitlines()) == 1
         return False
+
+
+@pytest.mark.parametrize(
+    "url", ["https://me:hidden@host/a.zip", "s3://me:hidden@photos/a.zip", "https://h/a?sig=hidden"]
+)
+def test_credentials_in_the_url_are_refused_and_not_repeated(tmp_path: Path, url: str) -> None:
+    path = tmp_path / "params.yaml"
+    for content in (f"{{url: '{url}'}}", f"'{url}'", f"{{folder: ['{url}']}}"):
+        path.write_text(f"download: {content}\n")
+        with pytest.raises(UserError) as failure:
+            load(path)
+        assert "hidden" not in "".join(traceback.format_exception(failure.value))
+    path.write_text("download:\n")
+    with pytest.raises(UserError, match=r"params.yaml: download.url: holds .*~/.netrc"):
+        load(path, {"download.url": url})
+
+
+@pytest.mark.parametrize("url", ["s3://photos/cats.zip", "https://h/cats.zip?dl=1"])
+def test_a_url_without_credentials_is_taken(tmp_path: Path, url: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"download: {{url: '{url}'}}\n")
+    assert load(path).download.url == url

@@ -1,14 +1,18 @@
 """The form of a run: every setting with its limits, nothing filled in, text as it was typed."""
 
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dvc.utils.hydra import apply_overrides
 from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import ValidationError as Invalid
+from prefect.utilities.schema_tools.validation import validate
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
+from cnnpipe.errors import UserError
 from cnnpipe.params import Params, load
 from flows.pipeline import pipeline
 from flows.settings import Settings, options
@@ -66,6 +70,23 @@ def test_only_what_is_filled_in_changes_anything() -> None:
 def test_what_is_out_of_range_or_unknown_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Settings.model_validate(wrong)
+
+
+@pytest.mark.parametrize("url", ["https://me:hidden@host/a.zip", "https://h/a?sig=hidden"])
+def test_credentials_in_the_url_are_refused_and_not_repeated(url: str) -> None:
+    given = {"settings": {"download": {"url": url}}}
+    # As Prefect's server does before it keeps them, ...
+    schema = parameter_schema(pipeline).model_dump()
+    with pytest.raises(Invalid, match=r"credentials .* the environment, ~/.aws") as refused:
+        validate(given, schema, raise_on_error=True, ignore_required=True)
+    assert "hidden" not in str(refused.value)
+    for fine in ({"url": "s3://photos/a.zip"}, {"url": None}, {"folder": url}, {}):
+        settings = {"settings": {"download": fine}}
+        assert validate(settings, schema, ignore_required=True, allow_none_with_default=True) == []
+    # ... and a flow that is run without one.
+    with pytest.raises(UserError, match=r"download.url: holds credentials") as failure:
+        pipeline.validate_parameters(given)
+    assert "hidden" not in "".join(traceback.format_exception(failure.value))
 
 
 @pytest.mark.parametrize(
