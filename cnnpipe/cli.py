@@ -268,6 +268,8 @@ def _predict(args: argparse.Namespace) -> int:
     for option in ("update", "json"):
         if getattr(args, option) and not args.csv:
             raise UserError(f"--{option} needs --csv FILE: the table cannot go to stdout")
+    if args.csv and args.csv.startswith("s3://"):  # it would be a folder called "s3:"
+        raise UserError(f"--csv {args.csv}: the table is written here: name a file")
     from cnnpipe.origin import sha256
     from cnnpipe.serving import batch
     from cnnpipe.serving.predictor import Predictor

@@ -290,3 +290,10 @@ def test_json_also_tells_of_a_table_that_is_made_anew(
 def test_options_that_need_a_file_say_so(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert predict("x.png", option) == 2
     assert capsys.readouterr().err.startswith(f"cnnpipe: {option} needs --csv FILE: ")
+
+
+def test_the_table_is_no_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict("x.png", "--csv", "s3://photos/scores.csv") == 2
+    said = "cnnpipe: --csv s3://photos/scores.csv: the table is written here: name a file\n"
+    assert capsys.readouterr().err == said
+    assert not Path("s3:").exists()
