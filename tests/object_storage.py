@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import requests
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
 
 BUCKET = "photos"
 
@@ -63,6 +61,9 @@ class Storage:
 @contextmanager
 def storage_server() -> Iterator[Storage]:
     """The server, as long as the block."""
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
     backend = DomainDispatcherApplication(create_backend_app)
 
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:

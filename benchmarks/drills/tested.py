@@ -38,6 +38,18 @@ TESTS: dict[str, tuple[str, str, list[str], str]] = {
         "only the rest is fetched; a checksum decides",
         ["tests/data/test_downloads.py"], "",
     ),
+    "object-storage": (
+        "an S3 storage that fails, refuses, changes",
+        "a line; a download goes on, or begins anew",
+        ["tests/data/test_object_storage.py", "tests/data/test_downloads.py",
+         "tests/serving/test_files.py"],
+        "object or storage or archive",
+    ),
+    "clones": (
+        "other clones, with the DVC remote alone",
+        "run nothing, predict the same; no credentials left",
+        ["tests/flows/test_clones.py"], "",
+    ),
     "damaged-files": (
         "flipped or missing bytes in any file of ours",
         "named; of checkpoints the one before is taken",

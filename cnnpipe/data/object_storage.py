@@ -90,7 +90,7 @@ def blocks(address: str, start: int, version: str) -> Iterator[bytes]:
     """What the object holds from that position on; raises as `find`, also where it has changed."""
     with _storage(address) as storage:
         file = storage.open(address, block_size=_BLOCK_BYTES, cache_type="none")
-    if file.details.get("ETag") != version:
+    if (file.details.get("ETag") or "") != version:
         raise Unavailable("it has changed meanwhile")
     file.seek(start)
     while True:
