@@ -152,6 +152,9 @@ class Train(Section):
     """auto is the GPU where there is one."""
     residency: Literal["auto", "resident", "streaming"] = "auto"
     """All images in the device's memory, or read epoch by epoch; auto: in a GPU's if they fit."""
+    num_processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Of this machine, each with its share of every batch, and with its GPU where there are GPUs.
+    The result is that of one, but for rounding. torchrun starts them on several machines."""
     compile: bool = False
     """Let torch.compile make one program of the network; a minute at the start, a C++ compiler."""
 

@@ -48,7 +48,8 @@ def draw(kind: str, count: int, device: torch.device) -> Changes:
     colors = None
     if kind == "photo":
         colors = torch.stack(
-            [torch.empty(count, device=device).uniform_(1 - _COLOR, 1 + _COLOR) for _ in range(3)], 1
+            [torch.empty(count, device=device).uniform_(1 - _COLOR, 1 + _COLOR) for _ in range(3)],
+            1,
         )
     return Changes(crops, mirrored, colors)
 

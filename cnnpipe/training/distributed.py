@@ -1,13 +1,14 @@
 """Training by several processes, on one host or many: each computes its share of every batch.
 
-Before each step the shares' gradients are summed, so that all processes take the step that one would
-take of the whole batch, and have the same weights after it. Which images a batch has, how they are
-augmented and what is dropped out does not depend on the number of processes. They are started by
-torchrun, whose variables tell each its rank, or by `launch`.
+Before each step the shares' gradients are summed, so that all processes take the step that one
+would take of the whole batch, and have the same weights after it. Which images a batch has, how
+they are augmented and what is dropped out does not depend on the number of processes. torchrun
+starts them, whose variables tell each its rank, or `launch` does.
 """
 
-import json
+import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -16,26 +17,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.autograd.function import FunctionCtx
 
-from cnnpipe.errors import RunFailed, UserError
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from cnnpipe.errors import ProcessLost, RunFailed, UserError
+from cnnpipe.processes import LAUNCHED, num_cores, place
 
 _LOST_AFTER_S = 60
 """A process that the others wait for longer is lost: only the first does anything alone, and it
 tells the tracker and writes a checkpoint in less."""
 
 _RESTARTS = 3
-_LAUNCHED = "cnnpipe"
-"""The id of the jobs that `launch` starts."""
-
-
-class ProcessLost(RunFailed):
-    """Another process of the same training has ended, or cannot be reached."""
+_LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,11 @@ class ProcessGroup:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         with _losses_told():
             dist.all_reduce(flat)
-        for tensor, values in zip(
-            tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
-        ):
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        for tensor, values in zip(tensors, parts, strict=True):
             tensor.copy_(values.view_as(tensor))
 
-    def from_first(self, data: bytes, device: torch.device) -> bytes:
+    def from_first(self, data: bytes) -> bytes:
         """The data that the process of rank 0 has; the others' are ignored.
 
         Raises:
@@ -74,27 +76,17 @@ class ProcessGroup:
         """
         if self.size == 1:
             return data
-        length = torch.tensor(len(data), device=device)
+        length = torch.tensor(len(data))
         with _losses_told():
             dist.broadcast(length, 0)
-            content = torch.empty(int(length), dtype=torch.uint8, device=device)
-            if self.rank == 0 and data:
-                content.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+            content = torch.zeros(int(length), dtype=torch.uint8)
+            if self.rank == 0:
+                content.numpy()[:] = np.frombuffer(data, np.uint8)
             dist.broadcast(content, 0)
-        return content.cpu().numpy().tobytes()
+        return content.numpy().tobytes()
 
 
 ALONE = ProcessGroup()
-
-
-def is_launched() -> bool:
-    """Whether this process is one of those that `launch` has started."""
-    return os.environ.get("TORCHELASTIC_RUN_ID") == _LAUNCHED
-
-
-def local_rank() -> int | None:
-    """The rank among this host's processes of the training; None where torchrun runs none."""
-    return int(os.environ["LOCAL_RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 @contextmanager
@@ -102,19 +94,19 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
     """The group of processes that torchrun has started this one in, or this one alone.
 
     Args:
-        device: where the tensors will be that are exchanged.
+        device: this process's.
 
     Raises:
         ProcessLost: not all of them come.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1")) if local_rank() is not None else 1
-    if size == 1:
+    here = place()
+    if here is None or here.size == 1:
         yield ALONE
         return
-    rank = int(os.environ["RANK"])
+    rank, size = here.rank, here.size
     with _losses_told():
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             store=_store(rank, size),
             rank=rank,
             world_size=size,
@@ -126,7 +118,7 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
         dist.destroy_process_group()
 
 
-def _store(rank: int, size: int) -> dist.Store:
+def _store(rank: int, size: int) -> Store:
     """Where the processes find each other: at the address that torchrun has given them all."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_there = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -135,13 +127,13 @@ def _store(rank: int, size: int) -> dist.Store:
         # PyTorch's own would listen to all networks.
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.create_server(address[:2], family=family)
-    store = dist.TCPStore(
+    store = TCPStore(
         host, port, size, is_master=listening is not None,
         timeout=timedelta(seconds=_LOST_AFTER_S),
         master_listen_fd=None if listening is None else listening.detach(),
     )  # fmt: skip
     # A restarted training finds there what the one before has left.
-    return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    return PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
 
 
 @contextmanager
@@ -175,7 +167,7 @@ class _Normalised:
         self.norm = norm
         self.group = group
 
-    @torch.compiler.disable  # what processes exchange is no part of a compiled program
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # what is exchanged is not compiled
     def __call__(self, x: Tensor) -> Tensor:
         norm = self.norm
         if not norm.training:
@@ -247,3 +239,74 @@ class _Normalise(torch.autograd.Function):
         ) * by_channel(weight * scale)
         # Those of weight and bias are of this share: the step sums them with all others.
         return of_x.to(x.dtype), of_weight, of_bias, None, None, None, None, None
+
+
+def launch(num_processes: int) -> None:
+    """Runs `cnnpipe train` here in so many processes, and returns when they are done.
+
+    One that is killed, as for want of memory, makes all begin again from the last checkpoint, at
+    most three times.
+
+    Raises:
+        UserError: one of them has found that the input is wrong.
+        RunFailed: one of them has failed, or was killed too often.
+    """
+    # Only here: it takes as long to import as PyTorch itself.
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # Each its own of the cores, and nothing that listens to other hosts.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_processes)))
+    os.environ.update(
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
+        GLOO_SOCKET_IFNAME=_LOOPBACK,
+        NCCL_SOCKET_IFNAME=_LOOPBACK,
+    )
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # we say it ourselves
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # which it handles
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    for restarts_left in reversed(range(_RESTARTS + 1)):
+        interrupted = 0
+        with tempfile.TemporaryDirectory() as folder:
+            config = LaunchConfig(
+                1, 1, num_processes,
+                run_id=LAUNCHED,
+                rdzv_backend="c10d",
+                rdzv_endpoint=str(Path(folder) / "rendezvous"),
+                rdzv_configs={"store_type": "file"},
+                local_addr="127.0.0.1",
+                logs_specs=DefaultLogsSpecs(log_dir=folder),
+                max_restarts=0,
+            )  # fmt: skip
+            try:
+                elastic_launch(config, sys.executable)("-m", "cnnpipe", "train")
+                return
+            except ChildFailedError as error:
+                failures = list(error.failures.values())
+            except SignalException as error:
+                interrupted = error.sigval
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+        if interrupted:
+            signal.raise_signal(interrupted)
+        why = _why(failures)
+        if restarts_left == 0 or not isinstance(why, ProcessLost):
+            raise why
+        print(f"warning: {why}: all go on from the last checkpoint", file=sys.stderr)
+
+
+def _why(failures: list["ProcessFailure"]) -> UserError | RunFailed:
+    """Why the processes have failed: what one has told, or ProcessLost where one was killed."""
+    kinds = {kind.__name__: kind for kind in (UserError, RunFailed)}
+    for failure in failures:
+        if kind := kinds.get(failure.error_file_data.get("kind", "")):
+            return kind(failure.message)
+    for failure in failures:
+        told = "kind" in failure.error_file_data
+        stopped = failure.exitcode in (128 + signal.SIGTERM, 128 + signal.SIGINT)  # by the failure
+        if failure.exitcode > 0 and not told and not stopped:
+            return RunFailed(f"process {failure.local_rank} of the training failed, see above")
+    killed = next((failure for failure in failures if failure.exitcode < 0), failures[0])
+    return ProcessLost(f"process {killed.local_rank} of the training was lost: {killed.message}")
