@@ -151,7 +151,8 @@ def batch_norm_of_whole_batches(network: nn.Module, group: ProcessGroup) -> Iter
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     if group.size > 1:
         for norm in norms:
-            norm.forward = _Normalised(norm, group)  # type: ignore[method-assign]
+            # What processes exchange is no part of a compiled program.
+            norm.forward = torch.compiler.disable(_Normalised(norm, group))  # type: ignore
     try:
         yield
     finally:
@@ -167,7 +168,6 @@ class _Normalised:
         self.norm = norm
         self.group = group
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator] # what is exchanged is not compiled
     def __call__(self, x: Tensor) -> Tensor:
         norm = self.norm
         if not norm.training:
@@ -263,7 +263,7 @@ def launch(num_processes: int) -> None:
         GLOO_SOCKET_IFNAME=_LOOPBACK,
         NCCL_SOCKET_IFNAME=_LOOPBACK,
     )
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # we say it ourselves
+    logging.disable()  # what there is to say is said here
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # which it handles
     handlers = {number: signal.getsignal(number) for number in numbers}
     for restarts_left in reversed(range(_RESTARTS + 1)):
@@ -291,6 +291,7 @@ def launch(num_processes: int) -> None:
                     signal.signal(number, handler)
         if interrupted:
             signal.raise_signal(interrupted)
+            raise KeyboardInterrupt  # where nobody handles it
         why = _why(failures)
         if restarts_left == 0 or not isinstance(why, ProcessLost):
             raise why
