@@ -23,6 +23,10 @@ Pixels = Annotated[int, Field(ge=1, le=4096)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
+SPREAD = {"resize": {"workers"}, "train": {"num_processes"}}
+"""The settings of how the work is spread over processes, which the result does not depend on."""
+
+
 class Section(BaseModel):
     """What all sections have in common: unknown keys, guessed types and NaN are refused."""
 
@@ -213,11 +217,12 @@ class Params(Section):
     def flat(self) -> dict[str, Any]:
         """Every setting that makes a result, by its dotted name, as -S and MLflow call it.
 
-        `promote` is none of them: it judges results that are there.
+        `promote` is none of them: it judges results that are there. Nor is what says only how many
+        processes compute it: a training that was stopped may go on with more.
         """
         return {
             f"{section}.{key}": value
-            for section, settings in self.model_dump(exclude={"promote"}).items()
+            for section, settings in self.model_dump(exclude={"promote": True, **SPREAD}).items()
             for key, value in settings.items()
         }
 

@@ -26,7 +26,7 @@ from cnnpipe.network.classifier import Classifier, Preparation
 from cnnpipe.network.model import build
 from cnnpipe.network.summary import Summary, summarize
 from cnnpipe.origin import digest
-from cnnpipe.params import Params
+from cnnpipe.params import SPREAD, Params
 from cnnpipe.processes import place
 from cnnpipe.training.batches import Batches, channel_statistics
 from cnnpipe.training.checkpoint import open_checkpoints, unpacked
@@ -164,11 +164,9 @@ def _train(params: Params, device: torch.device, group: ProcessGroup) -> None:
 
 def _fingerprint(params: Params, data_hash: str) -> str:
     """16 hexadecimal digits that change with all that the training's result depends on."""
-    resize = params.resize.model_dump(exclude={"workers"})
-    sections = [params.base.model_dump(), resize, params.model.model_dump(),
-                params.train.model_dump(exclude={"num_processes"})]  # fmt: skip
+    settings = params.model_dump(include={"base", "resize", "model", "train"}, exclude=SPREAD)
     code = digest(*sorted(Path(cnnpipe.__file__).parent.rglob("*.py")))
-    text = json.dumps([sections, data_hash, code, torch.__version__])
+    text = json.dumps([settings, data_hash, code, torch.__version__])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
