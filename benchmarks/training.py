@@ -160,7 +160,7 @@ def cnnpipe(place: Path) -> tuple[int, Callable[[], object], Callable[[], object
     from cnnpipe.network import build
     from cnnpipe.network.classifier import Classifier, Preparation
     from cnnpipe.params import load
-    from cnnpipe.training.augment import augment
+    from cnnpipe.training.augment import augment, draw
     from cnnpipe.training.batches import Batches
     from cnnpipe.training.loop import fit, has_batch_norm, keep_freed_memory, part_of_batch
 
@@ -190,7 +190,8 @@ def cnnpipe(place: Path) -> tuple[int, Callable[[], object], Callable[[], object
         for _ in range(train.num_steps):
             optimizer.zero_grad()
             for part, labels in zip(batch.split(part_size), targets.split(part_size), strict=True):
-                inputs = augment(part, settings.augment, settings.crop_size)
+                changes = draw(settings.augment, len(part), device)
+                inputs = augment(part, changes, settings.crop_size)
                 logits = classifier.class_logits(prepared.normalise(inputs))
                 (F.cross_entropy(logits, labels, reduction="sum") / batch_size).backward()
             optimizer.step()

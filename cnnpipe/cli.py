@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,14 +46,12 @@ def main() -> None:
         code = _command(sys.argv[1:])
         sys.stdout.flush()
     except (UserError, RunFailed) as error:
-        print(f"cnnpipe: {printable(str(error))}", file=sys.stderr)
+        _tell(error)
         code = 2 if isinstance(error, UserError) else 1
-    except Terminated:
-        print("cnnpipe: terminated", file=sys.stderr)
-        code = 128 + signal.SIGTERM
-    except KeyboardInterrupt:
-        print("cnnpipe: interrupted", file=sys.stderr)
-        code = 128 + signal.SIGINT
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, Terminated)
+        _tell(KeyboardInterrupt("terminated" if terminated else "interrupted"))
+        code = 128 + (signal.SIGTERM if terminated else signal.SIGINT)
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -60,14 +59,28 @@ def main() -> None:
         if error.errno not in _OF_THE_MACHINE:
             raise
         where = printable(str(error.filename or Path.cwd()))
-        print(
-            f"cnnpipe: {where}: {error.strerror}: nothing that was there is lost, run it again "
-            "when that is put right",
-            file=sys.stderr,
+        _tell(
+            RunFailed(
+                f"{where}: {error.strerror}: nothing that was there is lost, run it again when "
+                "that is put right"
+            )
         )
         code = 1
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already
     gc.freeze()  # or the interpreter would look through all modules once more, for up to 0.8 s
     sys.exit(code)
+
+
+def _tell(error: BaseException) -> None:
+    """Says on stderr why the command ends; of several processes the one that started them does."""
+    from cnnpipe.processes import place
+
+    here = place()
+    if here is None or not here.is_launched:
+        print(f"cnnpipe: {printable(str(error))}", file=sys.stderr)
+    else:
+        told = {"kind": type(error).__name__, "message": str(error), "timestamp": int(time.time())}
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(told))
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -225,18 +238,24 @@ def _add_trace(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _stage(name: str) -> int:
     from cnnpipe.params import load
-    from cnnpipe.processes import end_with_dvc
+    from cnnpipe.processes import end_with, end_with_dvc, place
     from cnnpipe.usage import keep, so_far
     from cnnpipe.workspace import locked
 
     params = load(PARAMS)  # before the stage's own imports, which may take seconds
     end_with_dvc()
+    here = place()
+    if here and here.is_launched:
+        end_with(os.getppid(), signal.SIGTERM)
     # What is imported is no garbage: to look through it again and again takes 0.6 s of 3.5.
     gc.disable()
     stage = importlib.import_module(f"cnnpipe.stages.{name}")
     gc.freeze()
     gc.enable()
-    with locked(f".cnnpipe/{name}.lock", f"`cnnpipe {name}` in this folder"):
+    if here and (here.is_launched or here.rank > 0):
+        stage.run(params)  # another holds the lock
+        return 0
+    with locked(f".cnnpipe/{name}.lock", f"`cnnpipe {name}` in this folder", wait=here is not None):
         stage.run(params)
         keep(so_far(name))
     return 0

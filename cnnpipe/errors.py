@@ -9,6 +9,10 @@ class RunFailed(Exception):
     """The run failed for a reason that its user could not know. Exit code 1."""
 
 
+class ProcessLost(RunFailed):
+    """Another process of the same training has ended, or cannot be reached."""
+
+
 def printable(text: str) -> str:
     """The text with all that a terminal would act on escaped, whatever a file or a class is called.
 

@@ -41,6 +41,10 @@ def _without_credentials(url: str | None) -> str | None:
     return url
 
 
+SPREAD = {"resize": {"workers"}, "train": {"num_processes"}}
+"""The settings of how the work is spread over processes, which the result does not depend on."""
+
+
 class Section(BaseModel):
     """What all sections have in common: unknown keys, guessed types and NaN are refused."""
 
@@ -170,6 +174,9 @@ class Train(Section):
     """auto is the GPU where there is one."""
     residency: Literal["auto", "resident", "streaming"] = "auto"
     """All images in the device's memory, or read epoch by epoch; auto: in a GPU's if they fit."""
+    num_processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Of this machine, each with its share of every batch, and with its GPU where there are GPUs.
+    The result is that of one, but for rounding. torchrun starts them on several machines."""
     compile: bool = False
     """Let torch.compile make one program of the network; a minute at the start, a C++ compiler."""
 
@@ -228,11 +235,12 @@ class Params(Section):
     def flat(self) -> dict[str, Any]:
         """Every setting that makes a result, by its dotted name, as -S and MLflow call it.
 
-        `promote` is none of them: it judges results that are there.
+        `promote` is none of them: it judges results that are there. Nor is what says only how many
+        processes compute it: a training that was stopped may go on with more.
         """
         return {
             f"{section}.{key}": value
-            for section, settings in self.model_dump(exclude={"promote"}).items()
+            for section, settings in self.model_dump(exclude={"promote": True, **SPREAD}).items()
             for key, value in settings.items()
         }
 

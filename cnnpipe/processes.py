@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -88,6 +89,33 @@ def computing_limit(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Of this process among those of a training that torchrun has started."""
+
+    rank: int
+    """Of all; the one of rank 0 writes, and tells the tracker."""
+    size: int
+    """How many there are."""
+    local_rank: int
+    """Of those on this host."""
+    is_launched: bool
+    """Whether a `cnnpipe train` has started them, which speaks for them, and not their user."""
+
+
+LAUNCHED = "cnnpipe"
+"""torchrun's id of what `cnnpipe train` starts by itself."""
+
+
+def place() -> Place | None:
+    """Of this process; None where torchrun has not started it."""
+    variables = os.environ
+    if "TORCHELASTIC_RUN_ID" not in variables:
+        return None
+    rank, size, local_rank = (int(variables[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return Place(rank, size, local_rank, variables["TORCHELASTIC_RUN_ID"] == LAUNCHED)
+
+
 def end_with_dvc() -> None:
     """Has this process sent SIGTERM within a second after the DVC that started it is gone.
 
@@ -117,12 +145,21 @@ def end_with_dvc() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _begin(parent: int, begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
-    # However the parent ends, its workers end with it.
+def end_with(parent: int, number: int) -> None:
+    """Has the system send this process the signal when its parent ends, however that does.
+
+    Args:
+        parent: its process id; where that has ended already, this process does, too.
+        number: the signal.
+    """
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # linux/prctl.h
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, number)
         if os.getppid() != parent:
             os._exit(1)
+
+
+def _begin(parent: int, begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    end_with(parent, signal.SIGKILL)
     if begin is not None:
         begin(*arguments)

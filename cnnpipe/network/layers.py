@@ -1,5 +1,6 @@
 """The PyTorch module of each layer in `cnnpipe.network.geometry`."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -38,6 +39,32 @@ class L2Pool(nn.Module):
         # without the epsilon the first such window makes all NaN. (torch.nn.LPPool2d masks such
         # windows instead, and takes 1.4 times as long.)
         return (sums + 1e-12).sqrt()
+
+
+class Dropout(nn.Dropout):
+    """Dropout that can be told what to drop: (N, ...) to (N, ...).
+
+    Whoever computes a batch in parts draws for all of it once, and for an image the same values are
+    dropped whatever part it is in.
+    """
+
+    def __init__(self, rate: float, num_values: int) -> None:
+        """Drops that share of `num_values` values an image."""
+        super().__init__(rate)
+        self.num_values = num_values
+        self.kept: Tensor | None = None
+        """(N, num_values) bool for the next images; None draws."""
+
+    def draw(self, count: int, device: torch.device) -> Tensor:
+        """(count, num_values) bool, what is kept of so many images, from the global generator."""
+        kept = torch.empty(count, self.num_values, dtype=torch.bool, device=device)
+        return kept.bernoulli_(1 - self.p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The values, some of them zero, the others the larger for it."""
+        if self.kept is None or not self.training:
+            return super().forward(x)
+        return torch.where(self.kept.view_as(x), x / (1 - self.p), 0)
 
 
 class Residual(nn.Module):
@@ -121,7 +148,7 @@ def _module(layer: Layer, shape: Shape) -> nn.Module:
         case geometry.Flatten():
             return nn.Flatten()
         case geometry.Dropout():
-            return nn.Dropout(layer.rate)
+            return Dropout(layer.rate, math.prod(shape))
         case geometry.Dense():
             return nn.Linear(shape[0] * shape[1] * shape[2], layer.units)
     raise TypeError(f"no module for the layer {layer}")

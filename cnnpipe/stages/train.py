@@ -26,9 +26,11 @@ from cnnpipe.network.classifier import Classifier, Preparation
 from cnnpipe.network.model import build
 from cnnpipe.network.summary import Summary, summarize
 from cnnpipe.origin import digest
-from cnnpipe.params import Params
+from cnnpipe.params import SPREAD, Params
+from cnnpipe.processes import place
 from cnnpipe.training.batches import Batches, channel_statistics
-from cnnpipe.training.checkpoint import open_checkpoints
+from cnnpipe.training.checkpoint import open_checkpoints, unpacked
+from cnnpipe.training.distributed import ProcessGroup, joined, launch
 from cnnpipe.training.loop import (
     Epoch,
     choose_device,
@@ -47,10 +49,22 @@ CURVES = Path("reports/train/curves.png")
 def run(params: Params) -> None:
     """Trains the network; writes the model file, run.json, the history and the curves.
 
+    Where `train.num_processes` is more than one it starts them, and returns when they are done.
+    Where torchrun has started this process it is one of them: the first writes.
+
     Raises:
         UserError: an input is missing, or the network does not fit the number of classes.
         RunFailed: the training diverges.
     """
+    if params.train.num_processes > 1 and place() is None:
+        launch(params.train.num_processes)
+        return
+    device = choose_device(params.train.device)
+    with joined(device) as group:
+        _train(params, device, group)
+
+
+def _train(params: Params, device: torch.device, group: ProcessGroup) -> None:
     images, known = open_images("data/resized")
     table = manifest.read("data/split.csv", manifest.SPLIT_COLUMNS, "split")
     class_names = manifest.read_class_names("data/resized")
@@ -63,7 +77,6 @@ def run(params: Params) -> None:
         summary = summarize(params.model, params.input_shape, len(class_names))
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
-    device = choose_device(params.train.device)
     # Only these rows of the store are ever touched here.
     splits = {name: np.flatnonzero(table["split"] == name) for name in ("train", "val")}
     labels = pd.Categorical(table["label"], categories=class_names).codes.astype(np.int64)
@@ -72,28 +85,36 @@ def run(params: Params) -> None:
     network = build(params.model, params.input_shape, len(class_names))
     keep_freed_memory(whole_batches=has_batch_norm(network))
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    mean, std = channel_statistics(images, splits["train"])
+    mean, std = channel_statistics(images, splits["train"], group)
     resize = params.resize
     preparation = Preparation(resize.size, resize.mode, resize.color, mean, std, resize.max_pixels)
     num_bytes = int(np.prod(images.shape[1:])) * sum(map(len, splits.values()))
     resident = choose_residency(params.train, num_bytes, device)
-    train, val = (
-        Batches(images, rows, labels[rows], params.train.batch_size, device, resident)
-        for rows in splits.values()
-    )
+    batch_size = params.train.batch_size
+    rows, own = splits["train"], splits["val"][group.share(len(splits["val"]))]
+    train = Batches(images, rows, labels[rows], batch_size, device, resident, group)
+    val = Batches(images, own, labels[own], batch_size, device, resident)
+    weights = _class_weights(params.train.class_weights, train.labels, len(class_names), device)
+    if group.rank:
+        classifier = Classifier(network, params.model, preparation, tuple(class_names))
+        fit(
+            classifier, train, val, params.train, weights, params.training_seed, device,
+            lambda _: None, group=group,
+        )  # fmt: skip
+        return
     architecture = params.model.architecture
     data_hash = digest("data/resized/manifest.csv", "data/split.csv")
     with (
         open_checkpoints(_fingerprint(params, data_hash)) as checkpoints,
         tracking.start_run(
             f"{architecture} {datetime.now():%Y-%m-%d %H:%M:%S}",
-            {"data_hash": data_hash, **_hardware_tags(device)},
+            {"data_hash": data_hash, **_hardware_tags(device), "processes": str(group.size)},
             checkpoints.run_id,
         ) as tracked,
     ):
         checkpoints.run_id = tracked.id
         num_resumed = 0
-        if at := checkpoints.state:
+        if at := unpacked(checkpoints.last)[1]:
             num_resumed = at["epoch"] - 1
             print(f"goes on after epoch {num_resumed}, step {at['step']}", flush=True)
         classifier = Classifier(network, params.model, preparation, tuple(class_names), tracked.id)
@@ -114,15 +135,13 @@ def run(params: Params) -> None:
                 )
             tracked.log_metrics(_epoch_metrics(epoch), step=epoch.epoch)
 
-        weights = _class_weights(params.train.class_weights, train.labels, len(class_names))
         fit(
-            classifier, train, val, params.train,
-            None if weights is None else weights.to(device),
-            params.training_seed, device, on_epoch, checkpoints,
+            classifier, train, val, params.train, weights, params.training_seed, device,
+            on_epoch, checkpoints, group,
         )  # fmt: skip
         best = max(history, key=lambda epoch: epoch.score)
         warnings = about_training(
-            best.train_accuracy, train.labels, best.val_accuracy, len(val.rows),
+            best.train_accuracy, train.labels, best.val_accuracy, len(splits["val"]),
             summary.parameters_trainable, normalisation_accuracies(classifier, train),
             best.epoch * train.num_steps,
         )  # fmt: skip
@@ -145,11 +164,9 @@ def run(params: Params) -> None:
 
 def _fingerprint(params: Params, data_hash: str) -> str:
     """16 hexadecimal digits that change with all that the training's result depends on."""
-    resize = params.resize.model_dump(exclude={"workers"})
-    sections = [params.base.model_dump(), resize, params.model.model_dump(),
-                params.train.model_dump()]  # fmt: skip
+    settings = params.model_dump(include={"base", "resize", "model", "train"}, exclude=SPREAD)
     code = digest(*sorted(Path(cnnpipe.__file__).parent.rglob("*.py")))
-    text = json.dumps([sections, data_hash, code, torch.__version__])
+    text = json.dumps([settings, data_hash, code, torch.__version__])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -251,7 +268,9 @@ def _write_history(history: list[Epoch]) -> None:
         pd.DataFrame([asdict(epoch) for epoch in history]).to_csv(part, index=False)
 
 
-def _class_weights(kind: str, labels: np.ndarray, num_classes: int) -> torch.Tensor | None:
+def _class_weights(
+    kind: str, labels: np.ndarray, num_classes: int, device: torch.device
+) -> torch.Tensor | None:
     """(classes,) float32 of mean 1 over the images, or None.
 
     Source: King and Zeng, "Logistic regression in rare events data" (2001), as scikit-learn's
@@ -260,4 +279,5 @@ def _class_weights(kind: str, labels: np.ndarray, num_classes: int) -> torch.Ten
     if kind == "none":
         return None
     counts = np.bincount(labels, minlength=num_classes)
-    return torch.tensor(len(labels) / (num_classes * counts), dtype=torch.float32)
+    balanced = len(labels) / (num_classes * counts)
+    return torch.tensor(balanced, dtype=torch.float32, device=device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cnnpipe.data.store import Images
+from cnnpipe.training.distributed import ALONE, ProcessGroup
 
 Batch = tuple[Tensor, Tensor]
 _Read = tuple[Tensor, Tensor, torch.cuda.Event | None]
@@ -30,6 +31,7 @@ class Batches:
         batch_size: int,
         device: torch.device,
         resident: bool = False,
+        group: ProcessGroup = ALONE,
     ) -> None:
         """The batches of `images[rows]`.
 
@@ -42,6 +44,7 @@ class Batches:
             device: where they are wanted.
             resident: whether all images are copied to the device once and stay there, instead of
                 being read from the store in every epoch.
+            group: the processes between which each batch is divided; this one gets its share.
         """
         self.images = images
         self.rows = rows
@@ -49,6 +52,7 @@ class Batches:
         self.batch_size = batch_size
         self.device = device
         self.resident = resident
+        self.group = group
 
     def in_order(self) -> Iterator[Batch]:
         """All images once, in the order of the rows."""
@@ -70,6 +74,11 @@ class Batches:
         """Batches an epoch."""
         return len(self._cuts(len(self.rows)))
 
+    def num_images(self, step: int) -> int:
+        """Images in the batch of that step, those of all processes together."""
+        cut = self._cuts(len(self.rows))[step]
+        return int(cut.stop - cut.start)
+
     def _cuts(self, total: int) -> list[slice]:
         cuts = [
             slice(start, min(start + self.batch_size, total))
@@ -81,7 +90,8 @@ class Batches:
         return cuts
 
     def _batches(self, order: np.ndarray, start: int) -> Iterator[Batch]:
-        parts = [order[cut] for cut in self._cuts(len(order))[start:]]
+        whole = [order[cut] for cut in self._cuts(len(order))[start:]]
+        parts = [batch[self.group.share(len(batch))] for batch in whole]
         batches = self._chosen(parts) if self.resident else self._streamed(parts)
         for images, labels in batches:
             yield images.permute(0, 3, 1, 2), labels  # (N, H, W, C) -> (N, C, H, W), no copy
@@ -149,23 +159,30 @@ class Batches:
 
 
 def channel_statistics(
-    images: Images, rows: np.ndarray
+    images: Images, rows: np.ndarray, group: ProcessGroup = ALONE
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The mean and standard deviation of each channel over some rows, 0-255.
 
     Exact: sums of integers, one batch in memory at a time. A channel that never varies gets the
     standard deviation 1, so that it can be divided by.
+
+    Args:
+        images: the store.
+        rows: which of them.
+        group: the processes that share the work.
     """
     _, height, width, channels = images.shape
     sums = np.zeros(channels)
     squares = np.zeros(channels)
     values = np.arange(256)
-    for start in range(0, len(rows), 64):
-        batch = images[rows[start : start + 64]].reshape(-1, channels)
+    own = rows[group.share(len(rows))]
+    for start in range(0, len(own), 64):
+        batch = images[own[start : start + 64]].reshape(-1, channels)
         for channel in range(channels):
             counts = np.bincount(batch[:, channel], minlength=256)
             sums[channel] += counts @ values
             squares[channel] += counts @ values**2
+    group.sum(torch.from_numpy(sums), torch.from_numpy(squares))
     count = len(rows) * height * width
     mean = sums / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))

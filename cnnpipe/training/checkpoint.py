@@ -32,10 +32,8 @@ class Checkpoints:
         self.folder = folder
         self.run_id = ""
         """The tracker's run, which a resumed training goes on with."""
-        self.tensors: dict[str, Tensor] = {}
-        """As last saved; empty where there is no checkpoint."""
-        self.state: dict[str, Any] = {}
-        """Likewise, of JSON's types."""
+        self.last = b""
+        """The one that there was at the beginning, for `unpacked`; empty where there was none."""
         self._number = 0
         self._load()
 
@@ -67,14 +65,22 @@ class Checkpoints:
                 )
                 path.unlink()  # or it would take the place of a whole one among the last
                 continue
-            self.tensors = safetensors.torch.load(data)
-            self.state = json.loads(self.tensors.pop(_STATE).numpy().tobytes())
-            self.run_id = self.state.pop("run_id")
+            self.last = data
+            self.run_id = unpacked(data)[2]
             return
 
     def _files(self) -> list[Path]:
         """Oldest first."""
         return sorted(self.folder.glob("[0-9]*.safetensors"))
+
+
+def unpacked(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """The tensors, the state and the run's id in a checkpoint; all empty where that is."""
+    if not data:
+        return {}, {}, ""
+    tensors = safetensors.torch.load(data)
+    state = json.loads(tensors.pop(_STATE).numpy().tobytes())
+    return tensors, state, state.pop("run_id")
 
 
 @contextmanager

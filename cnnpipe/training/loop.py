@@ -23,10 +23,13 @@ from cnnpipe.errors import RunFailed
 from cnnpipe.network.architectures import layers_of
 from cnnpipe.network.classifier import Classifier
 from cnnpipe.network.geometry import shapes
+from cnnpipe.network.layers import Dropout
 from cnnpipe.params import Model, Train
-from cnnpipe.training.augment import augment
+from cnnpipe.processes import place
+from cnnpipe.training.augment import augment, draw
 from cnnpipe.training.batches import Batches
-from cnnpipe.training.checkpoint import Checkpoints
+from cnnpipe.training.checkpoint import Checkpoints, unpacked
+from cnnpipe.training.distributed import ALONE, ProcessGroup, batch_norm_of_whole_batches
 from cnnpipe.workspace import signals_held
 
 _Result = TypeVar("_Result")
@@ -97,6 +100,7 @@ def fit(
     device: torch.device,
     on_epoch: Callable[[Epoch], None],
     checkpoints: Checkpoints | None = None,
+    group: ProcessGroup = ALONE,
 ) -> list[Epoch]:
     """Trains the classifier's network in place; it ends with the weights of its best epoch.
 
@@ -110,9 +114,11 @@ def fit(
         device: where the network is.
         on_epoch: called with each epoch as it ends; with those before a resumption, first.
         checkpoints: where it goes on from, and where it leaves its own: at every epoch's end, every
-            half a minute, and when it is interrupted.
+            half a minute, and when it is interrupted. Of several processes the first has them.
+        group: the processes that train together, each with its share of `train` and of `val`.
 
     Raises:
+        ProcessLost: one of the group is gone.
         RunFailed: the loss is not finite, the network cannot be compiled here, or the memory of the
             device does not suffice for an image. Where it suffices for fewer than a batch, that is
             computed in parts; the statistics of batch normalisation are then of these.
@@ -121,10 +127,13 @@ def fit(
     optimizer = _optimizer(network, settings)
     class_logits = _compiled(classifier, device) if settings.compile else classifier.class_logits
     total_steps = settings.epochs * train.num_steps
+    dropouts = [module for module in network.modules() if isinstance(module, Dropout)]
     # The statistics of batch normalisation are a batch's, as long as it fits.
     whole_batches = has_batch_norm(network)
     part_size = sys.maxsize if whole_batches else part_of_batch(classifier, device)
-    progress = _resumed(checkpoints, network, optimizer)
+    # With batch normalisation two images, and all of a share where the others wait for its sums.
+    least = 1 if not whole_batches else 2 if group.size == 1 else sys.maxsize
+    progress = _resumed(checkpoints, network, optimizer, group)
     done = (progress.epoch - 1) * train.num_steps + progress.step
     for row in progress.history:
         on_epoch(row)
@@ -139,37 +148,47 @@ def fit(
         nonlocal part_size
         taken, part_size = _as_memory_allows(
             lambda size: try_step(images, labels, size),
-            part_size, len(labels), 2 if whole_batches else 1, device,
+            part_size, len(labels), least, device,
         )  # fmt: skip
         return taken
 
     def try_step(images: Tensor, labels: Tensor, part_size: int) -> Tensor:
         epoch, step = progress.epoch, progress.step
         rate = learning_rate(settings, (epoch - 1) * train.num_steps + step, total_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = rate
         seed_generators(device, step_seed(seed, epoch, step))
         optimizer.zero_grad(set_to_none=True)
+        num_images = train.num_images(step)
+        own = group.share(num_images)
+        changes = draw(settings.augment, num_images, device)[own]
+        kept = [dropout.draw(num_images, device)[own] for dropout in dropouts]
         # The mean over the batch, weighted: the sum of its parts' sums by this.
-        total = len(labels) if class_weights is None else class_weights[labels].sum()
-        loss, hits = torch.zeros(2, device=device, dtype=torch.float64)
-        for part, targets in zip(
-            torch.split(images, part_size), torch.split(labels, part_size), strict=True
-        ):
-            inputs = augment(part, settings.augment, settings.crop_size)
+        total = torch.tensor(num_images)
+        if class_weights is not None:
+            total = class_weights[labels].sum()
+            group.sum(total)
+        sums = torch.zeros(2, device=device, dtype=torch.float64)
+        for start in range(0, max(1, len(labels)), part_size):
+            part = slice(start, start + part_size)
+            for dropout, values in zip(dropouts, kept, strict=True):
+                dropout.kept = values[part]
+            inputs = augment(images[part], changes[part], settings.crop_size)
             with autocast(settings, classifier.model, device):
                 logits = class_logits(classifier.preparation.normalise(inputs))
             part_loss = F.cross_entropy(
-                logits, targets, class_weights, reduction="sum",
+                logits, labels[part], class_weights, reduction="sum",
                 label_smoothing=settings.label_smoothing,
             ) / total  # fmt: skip
             part_loss.backward()  # type: ignore[no-untyped-call]
-            loss += part_loss.detach()
-            hits += (logits.detach().argmax(1) == targets).sum()
+            hits = (logits.detach().argmax(1) == labels[part]).sum()
+            sums += torch.stack([part_loss.detach() * num_images, hits])
+        group.sum(sums)
+        group.sum(*(p.grad for p in network.parameters() if p.grad is not None))
         if device.type == "cpu":  # elsewhere reading the loss would wait for the device
-            _check_finite(loss.item(), epoch, step, rate)
+            _check_finite(sums[0].item() / num_images, epoch, step, rate)
         optimizer.step()
-        return torch.stack([loss * len(labels), hits])
+        return sums
 
     def train_epoch() -> None:
         started = time.perf_counter() - progress.seconds
@@ -189,7 +208,7 @@ def fit(
         rate = learning_rate(settings, progress.epoch * train.num_steps - 1, total_steps)
         train_loss, train_accuracy = (progress.sums / len(train.rows)).tolist()
         _check_finite(train_loss, progress.epoch, train.num_steps - 1, rate)
-        val_loss, val_accuracy = judge(classifier, val, part_size)
+        val_loss, val_accuracy = judge(classifier, val, part_size, group)
         # The last step's loss is from before it, and cannot show what it ruined.
         _check_finite(val_loss, progress.epoch, train.num_steps - 1, rate)
         row = Epoch(
@@ -206,7 +225,11 @@ def fit(
         bar.set_postfix_str(f"val accuracy {val_accuracy:.3f}")
         on_epoch(row)
 
-    with tqdm(total=total_steps, initial=done, desc="training", unit="step", disable=None) as bar:
+    silent = True if group.rank else None  # None: where stderr is no terminal
+    with (
+        batch_norm_of_whole_batches(network, group),
+        tqdm(total=total_steps, initial=done, desc="training", unit="step", disable=silent) as bar,
+    ):
         try:
             save()  # so that from now on it is known whose run this is
             while not progress.is_over(settings):
@@ -214,6 +237,8 @@ def fit(
         except KeyboardInterrupt:
             save()
             raise
+    for dropout in dropouts:
+        dropout.kept = None
     network.load_state_dict(progress.best_weights)
     network.eval()
     return progress.history
@@ -239,13 +264,18 @@ def _save(
 
 
 def _resumed(
-    checkpoints: Checkpoints | None, network: nn.Module, optimizer: torch.optim.Optimizer
+    checkpoints: Checkpoints | None,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    group: ProcessGroup,
 ) -> Progress:
     """Where the last checkpoint was; network and optimizer are as they were then."""
-    if checkpoints is None or not checkpoints.tensors:
+    data = group.from_first(checkpoints.last if checkpoints else b"")
+    tensors, state, _ = unpacked(data)
+    if not tensors:
         return Progress()
     groups: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "optimizer": {}}
-    for name, value in checkpoints.tensors.items():
+    for name, value in tensors.items():
         kind, _, rest = name.partition("/")
         groups[kind][rest] = value
     network.load_state_dict(groups["network"])
@@ -260,7 +290,6 @@ def _resumed(
     optimizer.load_state_dict(
         {"state": moments, "param_groups": optimizer.state_dict()["param_groups"]}
     )
-    state = checkpoints.state
     return Progress(
         **{
             **state,
@@ -272,18 +301,26 @@ def _resumed(
 
 
 def judge(
-    classifier: Classifier, batches: Batches, part_size: int = sys.maxsize
+    classifier: Classifier,
+    batches: Batches,
+    part_size: int = sys.maxsize,
+    group: ProcessGroup = ALONE,
 ) -> tuple[float, float]:
     """The cross-entropy, in nats, and the accuracy over the batches.
 
     Args:
         classifier: whose.
-        batches: of which images.
+        batches: of which images; of several processes each has its own.
         part_size: at most so many are computed at a time.
+        group: the processes over whose images together the mean is.
     """
     logs = _log_probabilities(classifier, batches, part_size).numpy()
-    loss = -logs[np.arange(len(batches.rows)), batches.labels].mean()
-    return float(loss), float((logs.argmax(1) == batches.labels).mean())
+    loss = -logs[np.arange(len(batches.rows)), batches.labels].sum(dtype=np.float64)
+    hits = np.count_nonzero(logs.argmax(1) == batches.labels)
+    sums = torch.tensor([loss, hits, len(batches.rows)], dtype=torch.float64)
+    group.sum(sums)
+    loss, hits, count = sums.tolist()
+    return loss / count, hits / count
 
 
 def predict(classifier: Classifier, batches: Batches) -> np.ndarray:
@@ -466,16 +503,25 @@ def part_of_batch(classifier: Classifier, device: torch.device) -> int:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `train.device` names.
+    """The device that `train.device` names; of several processes on a host each has its own GPU.
 
     Raises:
-        RunFailed: `cuda` is asked for and there is none.
+        RunFailed: `cuda` is asked for and there is none, or there are fewer than processes.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise RunFailed("train.device = cuda: this machine has no usable GPU; use auto or cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    here = place()
+    if name == "cpu" or here is None:
+        return torch.device(name)
+    if here.local_rank >= torch.cuda.device_count():
+        raise RunFailed(
+            f"train.num_processes: this machine has {torch.cuda.device_count()} GPUs, and each "
+            "process takes one: start as many, or use train.device=cpu"
+        )
+    torch.cuda.set_device(here.local_rank)
+    return torch.device(name, here.local_rank)
 
 
 def choose_residency(settings: Train, num_bytes: int, device: torch.device) -> bool:

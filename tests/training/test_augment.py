@@ -1,10 +1,12 @@
 """Tests of the augmentations: what they may change of an image, and what not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from cnnpipe.training.augment import augment, random_flip, random_resized_crop
+from cnnpipe.training.augment import augment, draw
 
 KINDS = ["none", "flip", "crop", "photo"]
 
@@ -18,7 +20,7 @@ def batch(count: int = 40, channels: int = 3, size: int = 12) -> Tensor:
 
 def augmented(images: Tensor, kind: str, crop_size: int | None = None, seed: int = 0) -> Tensor:
     torch.manual_seed(seed)
-    return augment(images, kind, crop_size)
+    return augment(images, draw(kind, len(images), images.device), crop_size)
 
 
 def test_none_gives_the_images_themselves() -> None:
@@ -60,8 +62,8 @@ def test_a_crop_is_a_part_of_the_image_between_a_third_and_all_of_it() -> None:
     # The first channel holds each pixel's column, the second its row: they tell where it is from.
     line = torch.arange(100.0)
     where = torch.stack([line.expand(100, 100), line[:, None].expand(100, 100)])
-    torch.manual_seed(0)
-    crops = random_resized_crop(where.expand(300, 2, 100, 100), 100)
+    changes = replace(draw("crop", 300, where.device), mirrored=None)
+    crops = augment(where.expand(300, 2, 100, 100), changes, 100)
     # Linear from its first to its last pixel's middle: 99 steps of the crop's width / 100.
     width = (crops[:, 0, 50, 98] - crops[:, 0, 50, 1]) * 100 / 97
     height = (crops[:, 1, 98, 50] - crops[:, 1, 1, 50]) * 100 / 97
@@ -75,9 +77,8 @@ def test_a_crop_is_a_part_of_the_image_between_a_third_and_all_of_it() -> None:
 
 
 def test_a_crop_of_a_plain_image_is_plain() -> None:
-    torch.manual_seed(0)
     for size in (7, 27):  # the larger one needs values from beyond the image's last pixels
-        crops = random_resized_crop(torch.full((100, 3, 9, 9), 200.0), size)
+        crops = augmented(torch.full((100, 3, 9, 9), 200.0), "crop", size)
         torch.testing.assert_close(crops, torch.full((100, 3, size, size), 200.0))
 
 
@@ -114,6 +115,14 @@ def test_the_batch_that_came_in_is_left_alone(kind: str) -> None:
 
 
 def test_images_are_changed_one_by_one() -> None:
-    torch.manual_seed(0)
     same = torch.arange(4.0).expand(50, 1, 1, 4)
-    assert len({tuple(image.flatten().tolist()) for image in random_flip(same)}) == 2
+    assert len({tuple(image.flatten().tolist()) for image in augmented(same, "flip")}) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_of_a_batch_is_changed_as_in_the_whole(kind: str) -> None:
+    images = batch()
+    changes = draw(kind, len(images), images.device)
+    whole = augment(images, changes, 8)
+    for rows in (slice(7), slice(7, 30), slice(30, None), slice(40, None)):
+        torch.testing.assert_close(augment(images[rows], changes[rows], 8), whole[rows])

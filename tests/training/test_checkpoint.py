@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from cnnpipe.errors import RunFailed
-from cnnpipe.training.checkpoint import Checkpoints, open_checkpoints
+from cnnpipe.training.checkpoint import Checkpoints, open_checkpoints, unpacked
 
 
 @pytest.fixture(autouse=True)
@@ -23,20 +24,25 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
+def state_in(folder: Path) -> dict[str, Any]:
+    return unpacked(Checkpoints(folder).last)[1]
+
+
 def test_what_is_saved_last_comes_back_to_the_bit(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "f")
-    assert (checkpoints.tensors, checkpoints.state, checkpoints.run_id) == ({}, {}, "")
+    assert (unpacked(checkpoints.last), checkpoints.run_id) == (({}, {}, ""), "")
     checkpoints.run_id = "a run"
     weights = torch.randn(3, 4)
     for step in range(5):
         checkpoints.save({"network/w": weights + step}, {"step": step, "loss": 0.1 + 0.2})
     again = Checkpoints(tmp_path / "f")
-    assert torch.equal(again.tensors["network/w"], weights + 4)
-    assert again.state == {"step": 4, "loss": 0.1 + 0.2}
+    tensors, state, run_id = unpacked(again.last)
+    assert torch.equal(tensors["network/w"], weights + 4)
+    assert (state, run_id) == ({"step": 4, "loss": 0.1 + 0.2}, "a run")
     assert again.run_id == "a run"
     assert len(files(tmp_path / "f")) == 2
     again.save({}, {"step": 5})  # and goes on counting
-    assert Checkpoints(tmp_path / "f").state == {"step": 5}
+    assert state_in(tmp_path / "f") == {"step": 5}
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "empty"])
@@ -51,16 +57,16 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(
     data[len(data) // 2] ^= 1
     last.write_bytes({"flip": data, "cut": data[:-1], "empty": b""}[harm])
     found = Checkpoints(tmp_path)
-    assert found.state == {"step": 1}
-    assert found.tensors["w"].tolist() == [1.0] * 8
+    assert unpacked(found.last)[0]["w"].tolist() == [1.0] * 8
+    assert state_in(tmp_path) == {"step": 1}
     assert f"warning: {last}: the checkpoint is damaged and removed; " in capsys.readouterr().err
     found.save({}, {"step": 3})
-    assert Checkpoints(tmp_path).state == {"step": 3}
+    assert state_in(tmp_path) == {"step": 3}
     assert len(files(tmp_path)) == 2  # both of them whole
     files(tmp_path)[-1].write_bytes(b"")
-    assert Checkpoints(tmp_path).state == {"step": 1}
+    assert state_in(tmp_path) == {"step": 1}
     files(tmp_path)[-1].write_bytes(b"")
-    assert Checkpoints(tmp_path).state == {}
+    assert state_in(tmp_path) == {}
 
 
 def test_they_stay_where_the_training_fails_and_go_where_it_ends_well(repository: Path) -> None:
@@ -69,9 +75,9 @@ def test_they_stay_where_the_training_fails_and_go_where_it_ends_well(repository
         checkpoints.save({}, {"step": 1})
         raise KeyboardInterrupt
     with open_checkpoints("other") as checkpoints:
-        assert checkpoints.state == {}
+        assert unpacked(checkpoints.last)[1] == {}
     with open_checkpoints("abc") as checkpoints:
-        assert checkpoints.state == {"step": 1}
+        assert unpacked(checkpoints.last)[1] == {"step": 1}
     assert not folder.exists()
 
 

@@ -18,7 +18,7 @@ from cnnpipe.network.classifier import Classifier
 from cnnpipe.params import Model, Train
 from cnnpipe.training import loop
 from cnnpipe.training.batches import Batches
-from cnnpipe.training.checkpoint import Checkpoints
+from cnnpipe.training.checkpoint import Checkpoints, unpacked
 from cnnpipe.training.loop import (
     Epoch,
     autocast,
@@ -271,7 +271,7 @@ def test_the_last_good_checkpoint_outlives_a_loss_that_is_not_finite(
     with pytest.raises(RunFailed, match="the loss is"):
         trained(make_classifier(), *halves(), Checkpoints(tmp_path),
                 optimizer="sgd", learning_rate=1e38)  # fmt: skip
-    kept = Checkpoints(tmp_path).tensors
+    kept = unpacked(Checkpoints(tmp_path).last)[0]
     assert kept and all(torch.isfinite(value).all() for value in kept.values())
 
 

@@ -18,7 +18,7 @@ from cnnpipe.network.classifier import Classifier
 from cnnpipe.params import Train
 from cnnpipe.training import loop
 from cnnpipe.training.batches import Batches
-from cnnpipe.training.checkpoint import Checkpoints
+from cnnpipe.training.checkpoint import Checkpoints, unpacked
 from cnnpipe.training.loop import (
     Epoch,
     choose_device,
@@ -377,7 +377,7 @@ def test_the_last_good_checkpoint_outlives_a_loss_that_is_not_finite(
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(RunFailed, match="the loss is"):
         fit(make_classifier(), train, val, settings, None, 0, CPU, lambda _: None, checkpoints)
-    kept = Checkpoints(tmp_path).tensors
+    kept = unpacked(Checkpoints(tmp_path).last)[0]
     assert kept and all(torch.isfinite(value).all() for value in kept.values())
 
 
