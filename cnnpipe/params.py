@@ -73,6 +73,9 @@ class Resize(Section):
     """Height times width of an image file; larger ones are quarantined, not decoded."""
     workers: Literal["auto"] | PositiveInt = "auto"
     """Processes; auto is one a core. The result does not depend on it."""
+    scheduler: str | None = Field(None, min_length=1)
+    """Of Dask, tcp://HOST:8786: its workers do it instead; null is the one that the variable
+    DASK_SCHEDULER_ADDRESS names, or none. Nor does the result depend on this."""
 
 
 class Split(Section):

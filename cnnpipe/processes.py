@@ -117,12 +117,20 @@ def end_with_dvc() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _begin(parent: int, begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
-    # However the parent ends, its workers end with it.
+def end_with_parent(parent: int) -> None:
+    """Has this process killed once the one that started it has ended, however; on Linux alone.
+
+    Args:
+        parent: that one's id: it may have ended already.
+    """
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # linux/prctl.h
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
+
+
+def _begin(parent: int, begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    end_with_parent(parent)
     if begin is not None:
         begin(*arguments)

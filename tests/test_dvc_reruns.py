@@ -28,9 +28,10 @@ TOLD_ONLY = {
     f"cnnpipe/{name}.py"
     for name in ("tracking", "registry", "mlflow_store", "outbox", "running", "sweep_view")
 }
-# These neither: how many processes there are, and where the images came from, for MLflow.
-HARMLESS = {("resize", "resize.workers"), ("train", "download.source"),
-            ("train", "download.folder"), ("train", "download.url")}  # fmt: skip
+# These neither: which processes do it, and where the images came from, for MLflow.
+HARMLESS = {("resize", "resize.workers"), ("resize", "resize.scheduler"),
+            ("train", "download.source"), ("train", "download.folder"),
+            ("train", "download.url")}  # fmt: skip
 
 IMPORTED = """
 import json, sys, cnnpipe.stages.{stage}

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-import cnnpipe
 from cnnpipe import tracking
 from cnnpipe.data import manifest
 from cnnpipe.data.store import Images, open_images
@@ -25,7 +24,7 @@ from cnnpipe.evaluation.diagnosis import about_training
 from cnnpipe.network.classifier import Classifier, Preparation
 from cnnpipe.network.model import build
 from cnnpipe.network.summary import Summary, summarize
-from cnnpipe.origin import digest
+from cnnpipe.origin import code_digest, digest
 from cnnpipe.params import Params
 from cnnpipe.training.batches import Batches, channel_statistics
 from cnnpipe.training.checkpoint import open_checkpoints
@@ -145,11 +144,10 @@ def run(params: Params) -> None:
 
 def _fingerprint(params: Params, data_hash: str) -> str:
     """16 hexadecimal digits that change with all that the training's result depends on."""
-    resize = params.resize.model_dump(exclude={"workers"})
+    resize = params.resize.model_dump(exclude={"workers", "scheduler"})
     sections = [params.base.model_dump(), resize, params.model.model_dump(),
                 params.train.model_dump()]  # fmt: skip
-    code = digest(*sorted(Path(cnnpipe.__file__).parent.rglob("*.py")))
-    text = json.dumps([sections, data_hash, code, torch.__version__])
+    text = json.dumps([sections, data_hash, code_digest(), torch.__version__])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
