@@ -16,7 +16,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from importlib import metadata
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -37,15 +36,11 @@ _CONNECTING_S = 10
 _LOOKING_S = 5
 
 
-@dataclass(frozen=True)
-class _Setup:
-    """What each process that answers is told first."""
+_Setup = dict[str, Any]
+"""What each process that answers is told first.
 
-    module: str
-    folder: str
-    workspace: str
-    versions: dict[str, str]
-    arguments: Any
+Of plain values: a worker that cannot read what it is sent, for want of this package, ends.
+"""
 
 
 def answers(
@@ -70,12 +65,17 @@ def answers(
         raise UserError(
             f"the Dask scheduler {scheduler} needs Dask here, too: pip install 'cnnpipe[dask]'"
         )
-    setup = _Setup(module, folder, os.getcwd(), _versions(), arguments)
+    setup: _Setup = {
+        "module": module,
+        "folder": folder,
+        "workspace": os.getcwd(),
+        "versions": _versions(),
+        "arguments": arguments,
+    }
     with _connected(scheduler) as client:
         name = f"cnnpipe-{uuid4()}"
-        futures = client.map(
-            _ask, requests, key=[(name, i) for i in range(len(requests))], setup=setup, pure=False
-        )
+        keys = [(name, i) for i in range(len(requests))]
+        futures = client.map(_asking(), requests, key=keys, setup=setup, pure=False)
         early: dict[int, Any] = {}
         following = 0
         for number, answer in _completed(client, scheduler, futures):
@@ -112,7 +112,6 @@ def _connected(scheduler: str) -> Iterator[Any]:
 def _completed(client: Any, scheduler: str, futures: list[Any]) -> Iterator[tuple[int, Any]]:
     """The number of each request and its answer, as they come in; nothing is kept of them."""
     from distributed import as_completed
-    from distributed.scheduler import KilledWorker
 
     completed = as_completed(futures, with_results=True, loop=client.loop)
     futures.clear()
@@ -130,25 +129,18 @@ def _completed(client: Any, scheduler: str, futures: list[Any]) -> Iterator[tupl
                     tqdm.write(f"waits for workers of {scheduler}", file=sys.stderr)
             time.sleep(0.02)
         try:
-            future, answer = next(completed)
-        except RunFailed:
-            raise
-        except KilledWorker as error:
-            raise RunFailed(f"{scheduler}: the workers are lost one by one: {error}") from None
+            future, reply = next(completed)
         except Exception as error:
-            raise RunFailed(f"{_failing(client)}: {_line(error)}") from None
+            raise RunFailed(
+                f"workers of the Dask scheduler at {scheduler} fail, and their logs say more: "
+                f"{_line(error)}"
+            ) from None
         if future.status != "finished":
             raise RunFailed(lost)
+        problem, answer = reply
+        if problem:
+            raise RunFailed(problem)
         yield future.key[1], answer
-
-
-def _failing(client: Any) -> str:
-    """Where the cause of an error lies that is not of our making."""
-    with suppress(Exception):
-        here, there = _versions(), client.run(_versions, on_error="return")
-        if others := [address for address, found in there.items() if found != here]:
-            return f"worker {', '.join(others)}: has not the cnnpipe that is here, or none"
-    return f"a worker of {client.scheduler.address} fails, and its log says more"
 
 
 def _line(error: BaseException) -> str:
@@ -172,7 +164,14 @@ class _Process:
         self._connection, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", setup.module, str(theirs.fileno()), str(os.getpid())],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    setup["module"],
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                ],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # a terminal's Ctrl-C is the worker's to act on
@@ -201,20 +200,35 @@ class _Process:
         self._process.wait()
 
 
-def _ask(request: Any, setup: _Setup) -> Any:
-    """The answer to a request, in a thread of a worker."""
-    from distributed import get_worker
+def _asking() -> Callable[[Any, _Setup], tuple[str, Any]]:
+    """`ask` for a worker, which need not have this package to read it: one that has not says so."""
 
+    # Nested, and so sent whole; of others nothing is sent but the name.
+    def asking(request: Any, setup: dict[str, Any]) -> tuple[str, Any]:
+        from pkgutil import resolve_name
+
+        from distributed import get_worker
+
+        try:
+            ask = resolve_name("cnnpipe.cluster:ask")
+        except (ImportError, AttributeError) as error:
+            problem, answer = f"has no cnnpipe that can do it: {error}", None
+        else:
+            problem, answer = ask(request, setup)
+        return f"worker {get_worker().address}: {problem}" if problem else "", answer
+
+    return asking
+
+
+def ask(request: Any, setup: _Setup) -> tuple[str, Any]:
+    """What went wrong, if anything did, and the answer to a request, in a thread of a worker."""
     process: _Process | None = getattr(_own, "process", None)
     if process is not None and (process.setup != setup or not process.is_alive):
         process.end()
         process = None
     if process is None:
         process = _own.process = _Process(setup)
-    problem, answer = process.ask(request)
-    if problem:
-        raise RunFailed(f"worker {get_worker().address}: {problem}")
-    return answer
+    return process.ask(request)
 
 
 def serve(begin: Callable[[Any], AbstractContextManager[Callable[[Any], Any]]]) -> None:
@@ -229,35 +243,39 @@ def serve(begin: Callable[[Any], AbstractContextManager[Callable[[Any], Any]]]) 
     setup: _Setup = connection.recv()
     try:
         _check(setup)
-        os.chdir(setup.workspace)
-        with suppress(EOFError), begin(setup.arguments) as answer:
-            while True:
-                while not connection.poll(_LOOKING_S):
-                    if not os.path.isdir(setup.folder):
-                        return
-                connection.send(("", answer(connection.recv())))
+        os.chdir(setup["workspace"])
+        with begin(setup["arguments"]) as answer:
+            for request in _requests(connection, setup["folder"]):
+                connection.send(("", answer(request)))
+        return
     except WorkerDied:
-        problem = (
-            "a process of its died, perhaps for want of memory: start it with fewer --nthreads"
-        )
+        problem = "a process there died, perhaps for want of memory: give it fewer --nthreads"
     except (UserError, RunFailed) as error:
         problem = str(error)
     except OSError as error:
-        problem = f"{error.filename or setup.workspace}: {error.strerror}"
-    else:
-        return
+        problem = f"{error.filename or setup['workspace']}: {error.strerror}"
     connection.send((problem, None))
 
 
+def _requests(connection: Connection, folder: str) -> Iterator[Any]:
+    """Those that come in, until the worker has ended, or the run with its folder."""
+    with suppress(EOFError):
+        while True:
+            while not connection.poll(_LOOKING_S):
+                if not os.path.isdir(folder):
+                    return
+            yield connection.recv()
+
+
 def _check(setup: _Setup) -> None:
-    if not os.path.isdir(setup.folder):
+    if not os.path.isdir(setup["folder"]):
         raise RunFailed(
-            f"does not see {setup.workspace}: that folder must be on storage that all hosts share, "
-            "under the same path"
+            f"does not see {setup['workspace']}: that folder must be on storage that all hosts "
+            "share, under the same path"
         )
     here = _versions()
-    for name, version in setup.versions.items():
+    for name, version in setup["versions"].items():
         if here[name] != version:
-            there = "has another cnnpipe" if name == "cnnpipe" else f"has {name} {here[name]}"
-            needed = "" if name == "cnnpipe" else f" {version}"
-            raise RunFailed(f"{there}: install the same{needed} as where `cnnpipe resize` runs")
+            other = "another cnnpipe" if name == "cnnpipe" else f"{name} {here[name]}"
+            needed = "the same" if name == "cnnpipe" else f"{name}=={version}"
+            raise RunFailed(f"has {other}: install {needed} as where `cnnpipe resize` runs")
