@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import metadata
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from queue import Empty, SimpleQueue
 from typing import Any
 from uuid import uuid4
 
@@ -92,14 +93,26 @@ def _connected(scheduler: str) -> Iterator[Any]:
     try:
         from distributed import Client
 
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                client = Client(scheduler, timeout=_CONNECTING_S, set_as_default=False)
-        except (OSError, ValueError, ImportError) as error:
+        outcome: SimpleQueue[Any] = SimpleQueue()
+
+        def connect() -> None:
+            try:
+                outcome.put(Client(scheduler, timeout=_CONNECTING_S, set_as_default=False))
+            except Exception as error:
+                outcome.put(error)
+
+        # What listens there without ever a word it would wait for as long.
+        threading.Thread(target=connect, daemon=True).start()
+        with warnings.catch_warnings(action="ignore"):
+            try:
+                client = outcome.get(timeout=_CONNECTING_S + 2)
+            except Empty:
+                client = TimeoutError(f"no answer within {_CONNECTING_S} s")
+        if isinstance(client, Exception):
             raise RunFailed(
-                f"no Dask scheduler answers at {scheduler} ({_line(error)}): start it, or resize "
+                f"no Dask scheduler answers at {scheduler} ({_line(client)}): start it, or resize "
                 "here with resize.scheduler=null and DASK_SCHEDULER_ADDRESS unset"
-            ) from None
+            )
         try:
             yield client
         finally:

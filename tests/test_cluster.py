@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -279,6 +280,8 @@ def test_a_scheduler_that_does_not_answer_is_one_line(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "_CONNECTING_S", 0.2)
-    for address in ("tcp://127.0.0.1:1", "127.0.0.1", "nonsense://"):
-        with pytest.raises(RunFailed, match=f"^no Dask scheduler answers at {address} .*: start"):
-            next(cluster.answers(address, "cnnpipe.stages.resize", str(workspace), None, [0]))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        there = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        for address in ("tcp://127.0.0.1:1", "127.0.0.1", "nonsense://", there):
+            with pytest.raises(RunFailed, match=f"^no Dask scheduler answers at {address} .*: st"):
+                next(cluster.answers(address, "cnnpipe.stages.resize", str(workspace), None, [0]))

@@ -173,11 +173,12 @@ def test_a_change_of_any_setting_reruns_each_stage_that_looks_at_it(
     assert rerun() == set()
 
 
-def test_the_rules_of_promotion_rerun_nothing(repository: Path) -> None:
+def test_the_rules_of_promotion_and_which_processes_resize_rerun_nothing(repository: Path) -> None:
     text = (repository / "params.yaml").read_text()
     content = YAML().load(text)
     for name, value in Params().promote.model_dump().items():
         content["promote"][name] = other(value)
+    content["resize"] |= {"workers": 3, "scheduler": "tcp://127.0.0.1:8786"}
     YAML().dump(content, repository / "params.yaml")
     with Repo() as repo:
         assert repo.status() == {}
