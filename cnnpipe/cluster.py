@@ -176,15 +176,9 @@ class _Process:
         self.setup = setup
         self._connection, theirs = Pipe()
         with theirs:
+            numbers = str(theirs.fileno()), str(os.getpid())
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    setup["module"],
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                ],
+                [sys.executable, "-P", "-m", setup["module"], *numbers],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # a terminal's Ctrl-C is the worker's to act on
@@ -197,8 +191,9 @@ class _Process:
             self._connection.send(request)
             problem, answer = self._connection.recv()
         except (EOFError, OSError):
-            self.end()
-            return f"its process ended with code {self._process.returncode}: see its log", None
+            code = self._process.wait()
+            why = "perhaps for want of memory" if code < 0 else "and the worker's log says why"
+            problem, answer = f"a process there ended with code {code}, {why}", None
         if problem:
             self.end()
         return problem, answer
@@ -262,7 +257,7 @@ def serve(begin: Callable[[Any], AbstractContextManager[Callable[[Any], Any]]]) 
                 connection.send(("", answer(request)))
         return
     except WorkerDied:
-        problem = "a process there died, perhaps for want of memory: give it fewer --nthreads"
+        problem = "a process there ended, perhaps for want of memory: give it fewer --nthreads"
     except (UserError, RunFailed) as error:
         problem = str(error)
     except OSError as error:

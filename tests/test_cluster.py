@@ -5,8 +5,8 @@ its time, under the names that the files end with.
 """
 
 import io
-import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,7 +25,7 @@ import pytest
 from cnnpipe import cluster
 from cnnpipe.cli import PARAMS
 from cnnpipe.data.raw import Source, png
-from cnnpipe.errors import RunFailed
+from cnnpipe.errors import RunFailed, UserError
 
 pytest.importorskip("distributed")
 
@@ -79,13 +79,14 @@ class Dask:
         self.processes: list[subprocess.Popen[bytes]] = []
         self._folder, self._code = folder, code
         folder.mkdir()
-        self._file = folder / "scheduler.json"
+
+    def begin(self) -> None:
         self.scheduler = self._start(
-            "scheduler", "--port", "0", "--dashboard-address", "127.0.0.1:0",
-            "--scheduler-file", str(self._file),
-        )  # fmt: skip
-        wait_for(self._file.exists)
-        self.address: str = json.loads(self._file.read_text())["address"]
+            "scheduler", "--port", "0", "--dashboard-address", "127.0.0.1:0"
+        )
+        log = self.log(self.scheduler)
+        found = wait_for(lambda: re.search(r"Scheduler at: +(tcp://\S+:\d+)\n", log.read_text()))
+        self.address: str = found[1]
 
     def worker(self, code: Path | None = None) -> subprocess.Popen[bytes]:
         """One of a thread, without the process that would start it again."""
@@ -115,21 +116,43 @@ def environment(code: Path, **more: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[], Dask]]:
-    """Starts a scheduler; it and its workers end with the test."""
-    code = tmp_path / "code"
-    code.mkdir()
-    (code / "sitecustomize.py").write_text(DECODER)
-    started: list[Dask] = []
+def code(tmp_path: Path) -> Path:
+    """Put before the package, it has the stand-ins in the decoder's place."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(DECODER)
+    return folder
 
-    def begin() -> Dask:
-        started.append(Dask(tmp_path / f"dask-{len(started)}", code))
-        return started[-1]
 
-    yield begin
-    for process in [process for dask in started for process in reversed(dask.processes)]:
-        process.kill()
-        process.wait()
+@pytest.fixture
+def dask(tmp_path: Path, code: Path) -> Iterator[Dask]:
+    """It ends with the test, and its workers."""
+    dask = Dask(tmp_path / "dask", code)
+    try:
+        dask.begin()
+        yield dask
+    finally:
+        for process in reversed(dask.processes):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def resize(code: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `cnnpipe resize`, with these variables."""
+    runs: list[subprocess.Popen[str]] = []
+
+    def start(**variables: str) -> subprocess.Popen[str]:
+        runs.append(subprocess.Popen(
+            [CNNPIPE, "resize"], env=environment(code, **variables), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ))  # fmt: skip
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.kill()
+        run.communicate()
 
 
 @pytest.fixture
@@ -156,13 +179,6 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def resize(code: Path, **variables: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [CNNPIPE, "resize"], env=environment(code, **variables), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
 def made() -> dict[str, bytes]:
     return {
         str(path.relative_to("data/resized")): path.read_bytes()
@@ -186,24 +202,23 @@ def gone(process: psutil.Process) -> bool:
 
 
 def test_the_result_is_the_local_one_to_the_byte_though_files_crash_and_a_worker_is_killed(
-    start: Callable[[], Dask], workspace: Path, tmp_path: Path
+    dask: Dask, workspace: Path, resize: Callable[..., subprocess.Popen[str]]
 ) -> None:
     Path("slow").touch()
-    local = resize(tmp_path / "code")
-    assert local.communicate() == (SAID, "")
+    local = resize()
+    assert local.communicate(timeout=120) == (SAID, "")
     expected = made()
     assert b"crash" in expected["quarantine.csv"]
     assert len([name for name in expected if name.startswith("images-")]) == 13  # and one of none
     Path("slow").unlink()
     shutil.rmtree("data/resized")
 
-    dask = start()
     workers = [dask.worker(), dask.worker()]
-    run = resize(tmp_path / "code", DASK_SCHEDULER_ADDRESS=dask.address)
+    run = resize(DASK_SCHEDULER_ADDRESS=dask.address)
     at_it = decoding()
     (lost,) = [worker for worker in workers if worker.pid in {p.pid for p in at_it.parents()}]
     lost.kill()
-    assert run.communicate() == (SAID, "")
+    assert run.communicate(timeout=120) == (SAID, "")
     assert run.returncode == 0
     assert made() == expected
     assert left_over() == []
@@ -213,54 +228,52 @@ def test_the_result_is_the_local_one_to_the_byte_though_files_crash_and_a_worker
 
 
 def test_an_interrupt_and_the_loss_of_the_scheduler_leave_what_was_there(
-    start: Callable[[], Dask], workspace: Path, tmp_path: Path
+    dask: Dask, workspace: Path, resize: Callable[..., subprocess.Popen[str]]
 ) -> None:
     Path("data/resized").mkdir()
     Path("data/resized/before").touch()
-    dask = start()
     dask.worker()
-    run = resize(tmp_path / "code", DASK_SCHEDULER_ADDRESS=dask.address)
+    run = resize(DASK_SCHEDULER_ADDRESS=dask.address)
     decoding()
     run.send_signal(signal.SIGINT)
-    assert run.communicate() == ("", "cnnpipe: interrupted\n")
+    assert run.communicate(timeout=120) == ("", "cnnpipe: interrupted\n")
     assert run.returncode == 130
     assert left_over() == []
     Path("slow").unlink()
     Path("at-it").unlink()
     dask.worker()
     Path(PARAMS).write_text(f"resize: {{size: 10, scheduler: '{dask.address}'}}")
-    run = resize(tmp_path / "code")
+    run = resize()
     decoding()
     dask.scheduler.kill()
     lost = f"the Dask scheduler at {dask.address} is lost, or was restarted: run it again"
-    assert run.communicate() == ("", f"cnnpipe: {lost}\n")
+    assert run.communicate(timeout=120) == ("", f"cnnpipe: {lost}\n")
     assert run.returncode == 1
     assert left_over() == []
     assert [path.name for path in Path("data/resized").iterdir()] == ["before"]
 
 
 def test_a_run_without_workers_waits_for_one_and_one_of_other_code_is_named(
-    start: Callable[[], Dask], workspace: Path, tmp_path: Path
+    dask: Dask,
+    workspace: Path,
+    tmp_path: Path,
+    resize: Callable[..., subprocess.Popen[str]],
 ) -> None:
-    dask = start()
-    run = resize(tmp_path / "code", DASK_SCHEDULER_ADDRESS=dask.address)
+    run = resize(DASK_SCHEDULER_ADDRESS=dask.address)
     assert run.stderr is not None
     assert run.stderr.readline() == f"waits for workers of {dask.address}\n"
     shutil.copytree(ROOT / "cnnpipe", tmp_path / "other" / "cnnpipe")
     with (tmp_path / "other" / "cnnpipe" / "errors.py").open("a") as file:
         file.write("# changed\n")
     dask.worker(tmp_path / "other")
-    _, errors = run.communicate()
+    _, errors = run.communicate(timeout=120)
     assert errors.startswith("cnnpipe: worker tcp://127.0.0.1:")
     assert errors.endswith("has another cnnpipe: install the same as where `cnnpipe resize` runs\n")
     assert errors.count("\n") == run.returncode == 1
     assert left_over() == []
 
 
-def test_workers_that_cannot_do_it_are_named(
-    start: Callable[[], Dask], workspace: Path, tmp_path: Path
-) -> None:
-    dask = start()
+def test_workers_that_cannot_do_it_are_named(dask: Dask, workspace: Path, tmp_path: Path) -> None:
     seeing = dask.worker()
     elsewhere = cluster.answers(dask.address, "cnnpipe.stages.resize", "/not/shared", None, [0])
     with pytest.raises(
@@ -285,3 +298,9 @@ def test_a_scheduler_that_does_not_answer_is_one_line(
         for address in ("tcp://127.0.0.1:1", "127.0.0.1", "nonsense://", there):
             with pytest.raises(RunFailed, match=f"^no Dask scheduler answers at {address} .*: st"):
                 next(cluster.answers(address, "cnnpipe.stages.resize", str(workspace), None, [0]))
+
+
+def test_without_dask_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"pip install 'cnnpipe\[dask\]'"):
+        next(cluster.answers("tcp://127.0.0.1:1", "cnnpipe.stages.resize", "/", None, [0]))
