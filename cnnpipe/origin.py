@@ -5,6 +5,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import cnnpipe
+
 
 def origin() -> dict[str, str]:
     """The commit and the experiment that this is, as far as they are known."""
@@ -22,6 +24,11 @@ def digest(*paths: str | Path) -> str:
     for path in paths:
         total.update(hashlib.sha256(Path(path).read_bytes()).digest())
     return total.hexdigest()[:16]
+
+
+def code_digest() -> str:
+    """Likewise of all modules of this package, as they are on the disk."""
+    return digest(*sorted(Path(cnnpipe.__file__).parent.rglob("*.py")))
 
 
 def sha256(path: str | Path) -> str:

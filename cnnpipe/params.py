@@ -41,7 +41,7 @@ def _without_credentials(url: str | None) -> str | None:
     return url
 
 
-SPREAD = {"resize": {"workers"}, "train": {"num_processes"}}
+SPREAD = {"resize": {"workers", "scheduler"}, "train": {"num_processes"}}
 """The settings of how the work is spread over processes, which the result does not depend on."""
 
 
@@ -95,6 +95,9 @@ class Resize(Section):
     """Height times width of an image file; larger ones are quarantined, not decoded."""
     workers: Literal["auto"] | PositiveInt = "auto"
     """Processes; auto is one a core. The result does not depend on it."""
+    scheduler: str | None = Field(None, min_length=1)
+    """Of Dask, tcp://HOST:8786: its workers do it instead; null is the one that the variable
+    DASK_SCHEDULER_ADDRESS names, or none. Nor does the result depend on this."""
 
 
 class Split(Section):

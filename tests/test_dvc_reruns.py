@@ -28,9 +28,10 @@ TOLD_ONLY = {
     f"cnnpipe/{name}.py"
     for name in ("tracking", "registry", "mlflow_store", "outbox", "running", "sweep_view")
 }
-# These neither: how many processes there are, and where the images came from, for MLflow.
-HARMLESS = {("resize", "resize.workers"), ("train", "download.source"),
-            ("train", "download.folder"), ("train", "download.url")}  # fmt: skip
+# These neither: which processes do it, and where the images came from, for MLflow.
+HARMLESS = {("resize", "resize.workers"), ("resize", "resize.scheduler"),
+            ("train", "download.source"), ("train", "download.folder"),
+            ("train", "download.url")}  # fmt: skip
 
 IMPORTED = """
 import json, sys, cnnpipe.stages.{stage}
@@ -172,11 +173,12 @@ def test_a_change_of_any_setting_reruns_each_stage_that_looks_at_it(
     assert rerun() == set()
 
 
-def test_the_rules_of_promotion_rerun_nothing(repository: Path) -> None:
+def test_the_rules_of_promotion_and_which_processes_resize_rerun_nothing(repository: Path) -> None:
     text = (repository / "params.yaml").read_text()
     content = YAML().load(text)
     for name, value in Params().promote.model_dump().items():
         content["promote"][name] = other(value)
+    content["resize"] |= {"workers": 3, "scheduler": "tcp://127.0.0.1:8786"}
     YAML().dump(content, repository / "params.yaml")
     with Repo() as repo:
         assert repo.status() == {}

@@ -64,7 +64,11 @@ def test_flat_has_every_setting_by_its_dotted_name() -> None:
     assert flat["base.seed"] == 42
     assert flat["model.kernel_size"] == 5
     stages = Params().model_dump(exclude={"promote"})
-    spread = {"resize.workers", "train.num_processes"}  # which no result depends on
+    spread = {
+        "resize.workers",
+        "resize.scheduler",
+        "train.num_processes",
+    }  # which no result depends on
     assert len(flat) == sum(len(section) for section in stages.values()) - len(spread)
     assert not spread & set(flat)
 

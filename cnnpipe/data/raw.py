@@ -133,8 +133,12 @@ class Raw(Protocol):
 
 
 @contextmanager
-def open_raw(folder: str | Path) -> Iterator[tuple[Raw, list[RawImage]]]:
+def open_raw(folder: str | Path, plain: Path | None = None) -> Iterator[tuple[Raw, list[RawImage]]]:
     """The data set in data/raw, and its images under `limit_per_class`, sorted by path.
+
+    Args:
+        folder: data/raw.
+        plain: the copy of its compressed tar that another process has made, and still has.
 
     Raises:
         UserError: there is no data set, or its files do not lie in class folders.
@@ -144,7 +148,7 @@ def open_raw(folder: str | Path) -> Iterator[tuple[Raw, list[RawImage]]]:
     archive = folder / source.archives[0]
     with ExitStack() as stack:
         try:
-            raw = stack.enter_context(_open(folder, source))
+            raw = stack.enter_context(_open(folder, source, plain))
             images = raw.images
         except NoClasses as error:
             raise UserError(f"{archive}: {error}") from None
@@ -158,12 +162,12 @@ def open_raw(folder: str | Path) -> Iterator[tuple[Raw, list[RawImage]]]:
 
 
 @contextmanager
-def _open(folder: Path, source: Source) -> Iterator[Raw]:
+def _open(folder: Path, source: Source, plain: Path | None) -> Iterator[Raw]:
     paths = tuple(folder / name for name in source.archives)
     if source.class_names:
         yield Idx(paths, source.class_names)
     else:
-        with _open_archive(paths[0], folder.parent) as archive:
+        with _open_archive(plain or paths[0], folder.parent) as archive:
             yield archive
 
 

@@ -2,15 +2,18 @@
 
 The unit of work is a shard: a process decodes, hashes and resizes the shard's images and writes
 them one by one, so that no pixels travel between processes and memory stays at an image a process.
+With `resize.scheduler` the workers of a Dask cluster have one shard after another written likewise.
 """
 
 import csv
 import hashlib
+import os
 import sys
+import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any
@@ -20,17 +23,19 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from cnnpipe import cluster
 from cnnpipe.data import manifest
 from cnnpipe.data.decode import Decoded, UnreadableImage, decode_frame, glimpse
 from cnnpipe.data.duplicates import SIDE, duplicate_groups, thumbnail
-from cnnpipe.data.raw import Raw, RawImage, Source, open_raw
+from cnnpipe.data.raw import Raw, RawImage, Source, Tar, open_raw
 from cnnpipe.data.resizer import prepare
 from cnnpipe.data.store import shard_writer
-from cnnpipe.errors import UserError
+from cnnpipe.errors import RunFailed, UserError
 from cnnpipe.params import Params, Resize
 from cnnpipe.processes import WorkerDied, computing_limit, num_cores, process_pool
 from cnnpipe.workspace import whole_folder
 
+_SHARD_NAME = "images-{:05d}.npy"
 # Large enough for few files.
 _SHARD_BYTES = 64 << 20
 # Their number is a multiple of this, so that up to so many cores finish together.
@@ -54,9 +59,10 @@ def run(params: Params) -> None:
         UserError: there is no data/raw/, or a class has no readable image.
     """
     settings = params.resize
+    scheduler = settings.scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS")
     with open_raw("data/raw") as (raw, files), whole_folder("data/resized") as folder:
         shards = _shards(files, params.input_shape)
-        jobs = [(folder / f"images-{i:05d}.npy", shard) for i, shard in enumerate(shards)]
+        jobs = [(folder / _SHARD_NAME.format(i), shard) for i, shard in enumerate(shards)]
         num_found = Counter[str]()
         num_animated = 0
         quarantined: list[Row] = [
@@ -68,6 +74,11 @@ def run(params: Params) -> None:
             (folder / "thumbnails").open("w+b") as thumbnails,
             (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file,
             tqdm(total=len(files), desc="resizing", unit="image", disable=None) as progress,
+            closing(
+                _written_by_cluster(scheduler, raw, settings, jobs)
+                if scheduler
+                else _written(raw, settings, jobs)
+            ) as written,
         ):
             writer = csv.DictWriter(
                 file,
@@ -77,7 +88,7 @@ def run(params: Params) -> None:
                 quoting=manifest.quoting(image.path for image in files),
             )
             writer.writeheader()
-            for kept, refused, small in _written(raw, settings, jobs):
+            for kept, refused, small in written:
                 writer.writerows(kept)  # at once: 20,000 of them would take 40 MB
                 thumbnails.write(small.data)
                 num_found.update(row["label"] for row in kept)
@@ -135,7 +146,7 @@ def _shards(files: list[RawImage], shape: tuple[int, int, int]) -> list[list[Raw
     return [files[i : i + length] for i in range(0, len(files), length)]
 
 
-def _written(raw: Raw, settings: Resize, jobs: list[Job]) -> Iterator[Written]:
+def _written(raw: Raw, settings: Resize, jobs: list[Job]) -> Generator[Written]:
     """Writes the shards, several at a time; what there is to say of each, in order.
 
     A file whose decoding ends its worker process costs that file alone: it is found among those
@@ -257,6 +268,58 @@ def _try(settings: Resize, data: bytes) -> None:
         _glimpse(settings, data)
 
 
+def _written_by_cluster(
+    scheduler: str, raw: Raw, settings: Resize, jobs: list[Job]
+) -> Generator[Written]:
+    """Likewise, by the workers of a Dask cluster.
+
+    A worker that is taken for lost may go on writing, so each writes to a folder of its own, out of
+    which the shards are taken as they are answered for.
+    """
+    folder = jobs[0][0].parent.absolute()
+    with tempfile.TemporaryDirectory(
+        dir=folder.parent, prefix=".shards.", ignore_cleanup_errors=True
+    ) as attempts:
+        plain = raw.path if isinstance(raw, Tar) else None
+        paths = _digest([file for _, files in jobs for file in files])
+        answers = cluster.answers(
+            scheduler,
+            "cnnpipe.stages.resize",
+            attempts,
+            (attempts, settings.model_dump(), plain, paths),
+            range(len(jobs)),
+        )
+        for (path, _), (attempt, written) in zip(jobs, answers, strict=True):
+            if written[0]:
+                os.replace(Path(attempts, attempt, path.name), folder / path.name)
+            yield written
+
+
+@contextmanager
+def _writer(
+    arguments: tuple[str, dict[str, Any], Path | None, str],
+) -> Iterator[Callable[[int], tuple[str, Written]]]:
+    """A function that writes the shard of a number into a new folder, whose name comes with it."""
+    attempts, settings, plain, paths = arguments
+    params = Params(resize=Resize(**settings))
+    with open_raw("data/raw", plain) as (raw, files):
+        if _digest(files) != paths:
+            raise RunFailed("has other files in data/raw: that folder must be shared, too")
+        shards = _shards(files, params.input_shape)
+
+        def write(number: int) -> tuple[str, Written]:
+            folder = Path(tempfile.mkdtemp(dir=attempts))
+            job = (folder / _SHARD_NAME.format(number), shards[number])
+            (written,) = _written(raw, params.resize, [job])
+            return folder.name, written
+
+        yield write
+
+
+def _digest(files: list[RawImage]) -> str:
+    return hashlib.sha256("\n".join(file.path for file in files).encode()).hexdigest()
+
+
 def _check_classes(files: list[RawImage], found: Counter[str], quarantined: list[Row]) -> list[str]:
     """The class names, sorted; a class of which nothing is left ends the run."""
     reasons = {row["path"]: row["reason"] for row in quarantined}
@@ -268,3 +331,7 @@ def _check_classes(files: list[RawImage], found: Counter[str], quarantined: list
                 f"is {first}: {reasons[first]}; remove the class or repair its files"
             )
     return sorted(found)
+
+
+if __name__ == "__main__":
+    cluster.serve(_writer)

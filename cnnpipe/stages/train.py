@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-import cnnpipe
 from cnnpipe import tracking
 from cnnpipe.data import manifest
 from cnnpipe.data.store import Images, open_images
@@ -25,7 +24,7 @@ from cnnpipe.evaluation.diagnosis import about_training
 from cnnpipe.network.classifier import Classifier, Preparation
 from cnnpipe.network.model import build
 from cnnpipe.network.summary import Summary, summarize
-from cnnpipe.origin import digest
+from cnnpipe.origin import code_digest, digest
 from cnnpipe.params import SPREAD, Params
 from cnnpipe.processes import place
 from cnnpipe.training.batches import Batches, channel_statistics
@@ -165,8 +164,7 @@ def _train(params: Params, device: torch.device, group: ProcessGroup) -> None:
 def _fingerprint(params: Params, data_hash: str) -> str:
     """16 hexadecimal digits that change with all that the training's result depends on."""
     settings = params.model_dump(include={"base", "resize", "model", "train"}, exclude=SPREAD)
-    code = digest(*sorted(Path(cnnpipe.__file__).parent.rglob("*.py")))
-    text = json.dumps([settings, data_hash, code, torch.__version__])
+    text = json.dumps([settings, data_hash, code_digest(), torch.__version__])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

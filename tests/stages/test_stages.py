@@ -32,7 +32,7 @@ from cnnpipe.data.store import open_images
 from cnnpipe.errors import RunFailed, UserError
 from cnnpipe.evaluation.figures import sample_captions
 from cnnpipe.network.classifier import Classifier
-from cnnpipe.params import load
+from cnnpipe.params import Params, Resize, load
 from cnnpipe.serving.predictor import Predictor
 from cnnpipe.stages import evaluate, resize, split, train
 
@@ -72,6 +72,13 @@ def test_the_shards_are_the_same_whatever_the_number_of_workers(workspace: Path)
     one = settings.resize.model_copy(update={"workers": 1})
     resize.run(settings.model_copy(update={"resize": one}))
     assert {p.name: p.read_bytes() for p in Path("data/resized").iterdir()} == before
+
+
+def test_a_training_goes_on_whichever_processes_have_resized_its_images() -> None:
+    others = Params(resize=Resize(workers=3, scheduler="tcp://127.0.0.1:8786"))
+    assert train._fingerprint(others, "data") == train._fingerprint(Params(), "data")
+    larger = Params(resize=Resize(size=301))
+    assert train._fingerprint(larger, "data") != train._fingerprint(Params(), "data")
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 300, 4000])
