@@ -7,12 +7,12 @@ anything was otherwise.
 import signal
 import sys
 
-from benchmarks.drills import disk, network, resume, stops, tested, together, tracker
+from benchmarks.drills import disk, hosts, network, resume, stops, tested, together, tracker
 from benchmarks.drills.drill import AS_EXPECTED
 
 DRILLS = [
     drill
-    for module in (tested, resume, stops, together, disk, tracker, network)
+    for module in (tested, resume, stops, together, disk, tracker, network, hosts)
     for drill in module.DRILLS
 ]
 
