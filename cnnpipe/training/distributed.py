@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import Store, TCPStore
 from torch.autograd.function import FunctionCtx
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ _LOST_AFTER_S = 60
 tells the tracker and writes a checkpoint in less."""
 
 _RESTARTS = 3
+_PORT = "cnnpipe/port"
 _LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 
 
@@ -119,21 +121,40 @@ def joined(device: torch.device) -> Iterator[ProcessGroup]:
 
 
 def _store(rank: int, size: int) -> Store:
-    """Where the processes find each other: at the address that torchrun has given them all."""
+    """Where the processes find each other: kept by the first, at the address that all are given.
+
+    What torchrun keeps itself outlives its processes, and those that it starts anew would find what
+    the ones before have left; all that is asked of it is the port.
+    """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    is_there = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    listening = None
-    if rank == 0 and not is_there:
-        # PyTorch's own would listen to all networks.
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.create_server(address[:2], family=family)
-    store = TCPStore(
-        host, port, size, is_master=listening is not None,
-        timeout=timedelta(seconds=_LOST_AFTER_S),
-        master_listen_fd=None if listening is None else listening.detach(),
-    )  # fmt: skip
-    # A restarted training finds there what the one before has left.
-    return PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    timeout = timedelta(seconds=_LOST_AFTER_S)
+    torchruns = None
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        torchruns, port = TCPStore(host, port, timeout=timeout), 0
+    if rank == 0:
+        listening = None
+        if os.environ["GROUP_WORLD_SIZE"] == "1":  # PyTorch's own would listen to other hosts
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listening = socket.create_server(address[:2], family=family)
+            port = listening.getsockname()[1]
+        store = TCPStore(
+            host, port, size, is_master=True, timeout=timeout, wait_for_workers=False,
+            master_listen_fd=listening.detach() if listening else None,
+        )  # fmt: skip
+        if torchruns:
+            torchruns.set(_PORT, str(store.port))
+        return store
+    deadline = time.monotonic() + _LOST_AFTER_S
+    while True:
+        try:
+            at = int(torchruns.get(_PORT)) if torchruns else port
+            store = TCPStore(host, at, size, timeout=timedelta(seconds=5), wait_for_workers=False)
+        except RuntimeError:  # it may be the port of one that has ended
+            if time.monotonic() > deadline:
+                raise
+        else:
+            store.set_timeout(timeout)
+            return store
 
 
 @contextmanager

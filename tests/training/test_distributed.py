@@ -75,7 +75,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     of_all = {
         "TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": str(SIZE), "PYTHONPATH": path,
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+        "GROUP_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
     processes = [
         subprocess.Popen(
