@@ -107,11 +107,12 @@ def _train(params: Params, device: torch.device, group: ProcessGroup) -> None:
         open_checkpoints(_fingerprint(params, data_hash)) as checkpoints,
         tracking.start_run(
             f"{architecture} {datetime.now():%Y-%m-%d %H:%M:%S}",
-            {"data_hash": data_hash, **_hardware_tags(device), "processes": str(group.size)},
+            {"data_hash": data_hash, **_hardware_tags(device)},
             checkpoints.run_id,
         ) as tracked,
     ):
         checkpoints.run_id = tracked.id
+        tracked.log_tag("processes", str(group.size))  # that it goes on with
         num_resumed = 0
         if at := unpacked(checkpoints.last)[1]:
             num_resumed = at["epoch"] - 1
