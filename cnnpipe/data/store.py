@@ -169,12 +169,13 @@ def open_images(folder: str | Path) -> tuple[Images, pd.DataFrame]:
     """
     path = Path(folder) / "manifest.csv"
     table = manifest.read(path, manifest.COLUMNS, "resize")
-    sizes = table.groupby("shard", sort=False).size()
-    in_order = [(str(name), row) for name, size in sizes.items() for row in range(size)]
-    if not in_order or in_order != list(zip(table["shard"], table["row"], strict=True)):
+    numbers, names = pd.factorize(table["shard"])
+    sizes = np.bincount(numbers)
+    rows = np.concatenate([np.empty(0, np.int64), *map(np.arange, sizes)])
+    if not len(table) or (np.diff(numbers) < 0).any() or (table["row"] != rows).any():
         raise UserError(f"{path}: its rows are not those of the shards: run `cnnpipe resize` again")
     shards: list[Shard] = []
-    for name, size in sizes.items():
+    for name, size in zip(names, sizes.tolist(), strict=True):
         shards.append(_shard(Path(folder) / str(name), size, shards[0].shape[1:] if shards else ()))
     return Images(shards, table["crc32"].to_numpy()), table
 
