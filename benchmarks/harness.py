@@ -85,6 +85,22 @@ def workspace(folder: Path, images: Path, count: int, **settings: object) -> Non
         folder: an empty folder.
         images: class folders; where `count` is more than they hold, images come several times.
         count: the number of images.
+        settings: as `write_params` takes them.
+    """
+    write_params(folder, **settings)
+    for label in sorted(images.iterdir()):
+        found = sorted(label.iterdir())
+        (folder / "inbox" / label.name).mkdir(parents=True)
+        for i in range(count // 2):
+            os.link(found[i % len(found)], folder / "inbox" / label.name / f"{i:06d}.jpg")
+    command([CNNPIPE, "download"], folder)()
+
+
+def write_params(folder: Path, **settings: object) -> None:
+    """Puts a params.yaml into the folder, which is made where there is none.
+
+    Args:
+        folder: which.
         settings: by their dotted names with __ for the dot, the defaults for all others.
     """
     from ruamel.yaml import YAML
@@ -96,13 +112,8 @@ def workspace(folder: Path, images: Path, count: int, **settings: object) -> Non
     for name, value in settings.items():
         section, key = name.split("__")
         content[section][key] = value
+    folder.mkdir(parents=True, exist_ok=True)
     YAML().dump(content, folder / "params.yaml")
-    for label in sorted(images.iterdir()):
-        found = sorted(label.iterdir())
-        (folder / "inbox" / label.name).mkdir(parents=True)
-        for i in range(count // 2):
-            os.link(found[i % len(found)], folder / "inbox" / label.name / f"{i:06d}.jpg")
-    command([CNNPIPE, "download"], folder)()
 
 
 def command(arguments: Sequence[str], folder: Path) -> Callable[[], None]:

@@ -22,7 +22,7 @@ def digest(*paths: str | Path) -> str:
     """16 hexadecimal digits that change when any of the files does."""
     total = hashlib.sha256()
     for path in paths:
-        total.update(hashlib.sha256(Path(path).read_bytes()).digest())
+        total.update(bytes.fromhex(sha256(path)))
     return total.hexdigest()[:16]
 
 

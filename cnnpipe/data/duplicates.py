@@ -76,18 +76,20 @@ def duplicate_groups(thumbnails: np.ndarray) -> np.ndarray:
     _, first, by_look = np.unique(looks, return_index=True, return_inverse=True)
     # Each image is joined to the first of its look, and then looks are.
     edges = [np.stack([np.arange(len(looks)), first[by_look]])]
-    edges += [first[pairs] for pairs in _alike(thumbnails[first])]
+    edges += _alike(thumbnails, first)
     return _first_connected(np.concatenate(edges, axis=1), len(looks))
 
 
-def _alike(thumbnails: np.ndarray) -> Iterator[np.ndarray]:
-    """Pairs, (2, n), of thumbnails that show the same, enough of them to connect all that do."""
+def _alike(thumbnails: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Pairs, (2, n), of these rows that show the same, enough of them to connect all that do."""
     # What is of one shade has nothing to compare.
-    rows = np.flatnonzero(thumbnails.std(axis=(1, 2)) >= 1)
+    deviations = [thumbnails[part].std(axis=(1, 2)) for part in _parts(rows)]
+    rows = rows[np.concatenate([np.empty(0), *deviations]) >= 1]
     if len(rows) < 2:
         return
-    images = thumbnails[rows]
-    whole = np.concatenate([_frequencies(part, _spans(1.0)) for part in _parts(images)])[:, 0]
+    # Of the thumbnails a part at a time: a copy of all would take their memory once more.
+    frequencies = [_frequencies(thumbnails[part], _spans(1.0)) for part in _parts(rows)]
+    whole = np.concatenate(frequencies)[:, 0]
     crops = not _are_all_alike(whole)
     spans = _spans(1.0, *_SCALES) if crops else _spans(1.0)
     windows = _windows(spans)
@@ -95,13 +97,15 @@ def _alike(thumbnails: np.ndarray) -> Iterator[np.ndarray]:
     group = np.arange(len(rows))
     found = np.empty((2, 0), np.int64)
     for start in range(0, len(rows), _CHUNK):
-        a, b, window, mirrored = index.candidates(images[start : start + _CHUNK], start, spans)
+        some = thumbnails[rows[start : start + _CHUNK]]
+        a, b, window, mirrored = index.candidates(some, start, spans)
         new = group[a] != group[b]
         a, b, window, mirrored = a[new], b[new], window[new], mirrored[new]
         for part in _parts(np.arange(len(a))):
             copies = _are_copies(
-                images[a[part]], images[b[part]], windows[window[part]], mirrored[part], crops
-            )
+                thumbnails[rows[a[part]]], thumbnails[rows[b[part]]],
+                windows[window[part]], mirrored[part], crops,
+            )  # fmt: skip
             found = np.append(found, np.stack([a[part], b[part]])[:, copies], axis=1)
         if found.size > len(rows) / 10:  # so many that it pays to know what is connected by now
             yield rows[found]

@@ -31,6 +31,8 @@ QUARANTINE_COLUMNS = {
 }
 SPLIT_COLUMNS = {"path": str, "label": str, "split": str, "group": int}
 
+_ROWS_READ = 10_000
+
 
 def read(path: str | Path, columns: Mapping[str, type], made_by: str) -> pd.DataFrame:
     """A table of the pipeline, with the columns in their types.
@@ -45,8 +47,11 @@ def read(path: str | Path, columns: Mapping[str, type], made_by: str) -> pd.Data
     """
     try:
         # Nothing is a missing value: a class may well be called NA or None.
-        table = pd.read_csv(path, dtype=columns, keep_default_na=False, na_filter=False)
-        return table[list(columns)]
+        # In parts, since pandas first makes a Python object of each text.
+        with pd.read_csv(
+            path, dtype=columns, keep_default_na=False, na_filter=False, chunksize=_ROWS_READ
+        ) as parts:
+            return pd.concat([part[list(columns)] for part in parts], ignore_index=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file: run `cnnpipe {made_by}` first") from None
     except (KeyError, ValueError) as error:  # pandas' errors of parsing are ValueErrors

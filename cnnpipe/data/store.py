@@ -1,5 +1,6 @@
 """The resized images: a few .npy shards, uint8, of which only what is asked for is read."""
 
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,9 @@ import pandas as pd
 from cnnpipe.data import manifest
 from cnnpipe.errors import UserError
 
+_ANNOUNCED_BYTES = 128 << 10
+"""At a time: of more, Linux may leave out what is beyond its read-ahead."""
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -25,10 +29,16 @@ class Shard:
     shape: tuple[int, int, int, int]
     """(N, H, W, C)."""
 
-    def read(self, row: int, images: np.ndarray) -> None:
-        """Fills the (n, H, W, C) uint8 array with the image at `row` and the n - 1 after it."""
-        rest = images.data.cast("B")
-        position = self.offset + row * int(np.prod(self.shape[1:]))
+    def announce(self, position: int, num_bytes: int) -> None:
+        """Has the system begin to read bytes from a position on; where it can, without waiting."""
+        if hasattr(os, "posix_fadvise"):
+            end = position + num_bytes
+            for at in range(position, end, _ANNOUNCED_BYTES):
+                length = min(_ANNOUNCED_BYTES, end - at)
+                os.posix_fadvise(self.file.fileno(), at, length, os.POSIX_FADV_WILLNEED)
+
+    def read(self, rest: memoryview, position: int) -> None:
+        """Fills the bytes with those of the file from a position on."""
         while rest:
             # At a position of its own, so that several threads can read the file at once.
             num_bytes = os.preadv(self.file.fileno(), [rest], position)
@@ -60,6 +70,8 @@ class Images:
         lengths = [shard.shape[0] for shard in shards]
         self._ends = np.cumsum(lengths)
         self._begins = self._ends - lengths
+        self._offsets = np.array([shard.offset for shard in shards])
+        self._size = math.prod(shards[0].shape[1:])
         self._checksums = checksums
         self._unchecked = np.full(len(self), checksums is not None)
 
@@ -78,28 +90,44 @@ class Images:
         self.read(np.atleast_1d(chosen), images)
         return images.squeeze(0) if chosen.ndim == 0 else images
 
+    def announce(self, rows: np.ndarray) -> None:
+        """Has the system begin to read the images of these ascending rows, in long runs."""
+        # Short gaps are read, too: that is faster than to leave them out.
+        for shard, position, num_bytes in self._runs(rows, _ANNOUNCED_BYTES // self._size + 1):
+            self._shards[shard].announce(position, num_bytes)
+
     def read(self, rows: np.ndarray, images: np.ndarray) -> None:
         """Fills a contiguous (n, H, W, C) uint8 array with the images of n rows, from 0 up.
 
         Raises:
             UserError: an image is not what `resize` wrote.
         """
-        of_shard = np.searchsorted(self._ends, rows, side="right")
-        # Neighbours in a shard are read at once.
-        begins = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | np.diff(of_shard, prepend=-1))
-        for begin, end in zip(begins, np.append(begins, len(rows))[1:], strict=True):
-            shard = self._shards[of_shard[begin]]
-            shard.read(int(rows[begin] - self._begins[of_shard[begin]]), images[begin:end])
+        rest = images.reshape(-1, copy=False).data
+        for shard, position, num_bytes in self._runs(rows):
+            self._shards[shard].read(rest[:num_bytes], position)
+            rest = rest[num_bytes:]
         for i in np.flatnonzero(self._unchecked[rows]):
             row = rows[i]
             assert self._checksums is not None
             if zlib.crc32(images[i].data) != self._checksums[row]:
+                shard = np.searchsorted(self._ends, row, side="right")
                 raise UserError(
-                    f"{self._shards[of_shard[i]].file.name}: image "
-                    f"{row - self._begins[of_shard[i]]} is damaged, its checksum is another: run "
-                    "`cnnpipe resize` again"
+                    f"{self._shards[shard].file.name}: image {row - self._begins[shard]} is "
+                    "damaged, its checksum is another: run `cnnpipe resize` again"
                 )
             self._unchecked[row] = False
+
+    def _runs(self, rows: np.ndarray, step: int = 1) -> Iterator[tuple[int, int, int]]:
+        """The shard, position and number of bytes of each run of rows at most `step` apart."""
+        of_shard = np.searchsorted(self._ends, rows, side="right")
+        steps = np.diff(rows, prepend=-1)
+        begins = np.flatnonzero((steps < 1) | (steps > step) | np.diff(of_shard, prepend=-1))
+        lasts = np.append(begins, len(rows))[1:] - 1
+        shards, first = of_shard[begins], rows[begins]
+        positions = self._offsets[shards] + (first - self._begins[shards]) * self._size
+        num_bytes = (rows[lasts] - first + 1) * self._size
+        # As lists: NumPy's numbers, one by one, would take longer than reading a small image.
+        return zip(shards.tolist(), positions.tolist(), num_bytes.tolist(), strict=True)
 
 
 @contextmanager
@@ -141,12 +169,13 @@ def open_images(folder: str | Path) -> tuple[Images, pd.DataFrame]:
     """
     path = Path(folder) / "manifest.csv"
     table = manifest.read(path, manifest.COLUMNS, "resize")
-    sizes = table.groupby("shard", sort=False).size()
-    in_order = [(str(name), row) for name, size in sizes.items() for row in range(size)]
-    if not in_order or in_order != list(zip(table["shard"], table["row"], strict=True)):
+    numbers, names = pd.factorize(table["shard"])
+    sizes = np.bincount(numbers)
+    rows = np.concatenate([np.empty(0, np.int64), *map(np.arange, sizes)])
+    if not len(table) or (np.diff(numbers) < 0).any() or (table["row"] != rows).any():
         raise UserError(f"{path}: its rows are not those of the shards: run `cnnpipe resize` again")
     shards: list[Shard] = []
-    for name, size in sizes.items():
+    for name, size in zip(names, sizes.tolist(), strict=True):
         shards.append(_shard(Path(folder) / str(name), size, shards[0].shape[1:] if shards else ()))
     return Images(shards, table["crc32"].to_numpy()), table
 

@@ -127,10 +127,11 @@ def run(params: Params) -> None:
 
 def _group(folder: Path) -> pd.DataFrame:
     """Completes the manifest by the groups of copies; the table of those with several labels."""
-    thumbnails = np.fromfile(folder / "thumbnails", np.uint8).reshape(-1, SIDE, SIDE)
-    (folder / "thumbnails").unlink()
-    table = pd.read_csv(folder / "manifest.csv", dtype=str, na_filter=False)
-    table["group"] = duplicate_groups(thumbnails)
+    path = folder / "thumbnails"
+    groups = duplicate_groups(np.fromfile(path, np.uint8).reshape(-1, SIDE, SIDE))
+    path.unlink()
+    table = manifest.read(folder / "manifest.csv", dict.fromkeys(manifest.COLUMNS, str), "resize")
+    table["group"] = groups
     manifest.write(table, folder / "manifest.csv", manifest.COLUMNS)
     num_labels = table.groupby("group")["label"].transform("nunique")
     conflicts = table[num_labels > 1].sort_values(["group", "path"])

@@ -120,6 +120,7 @@ def _train(params: Params, device: torch.device, group: ProcessGroup) -> None:
         classifier = Classifier(network, params.model, preparation, tuple(class_names), tracked.id)
         _log_start(tracked, params, summary, table, data_hash, images, splits)
         _log_images(tracked, table.assign(sha256=known["sha256"]))
+        del known, table  # 250 bytes an image
         history: list[Epoch] = []
 
         def on_epoch(epoch: Epoch) -> None:

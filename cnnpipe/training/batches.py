@@ -1,7 +1,8 @@
 """Batches of the stored images, in an order that follows from the seed and the epoch."""
 
+import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from cnnpipe.data.store import Images
 from cnnpipe.training.distributed import ALONE, ProcessGroup
+from cnnpipe.training.order import shuffled
 
 Batch = tuple[Tensor, Tensor]
 _Read = tuple[Tensor, Tensor, torch.cuda.Event | None]
@@ -56,7 +58,7 @@ class Batches:
 
     def in_order(self) -> Iterator[Batch]:
         """All images once, in the order of the rows."""
-        return self._batches(np.arange(len(self.rows)), 0)
+        return self._batches(self._parts([np.arange(len(self.rows))], 0))
 
     def shuffled(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """All images once, in an order that depends on nothing but the seed and the epoch.
@@ -66,33 +68,54 @@ class Batches:
             epoch: which.
             start: the batch to begin with; those before it are not read.
         """
-        order = np.random.default_rng([seed, epoch]).permutation(len(self.rows))
-        return self._batches(order, start)
+        num_bytes = math.prod(self.images.shape[1:])
+        place = start * self.batch_size
+        order = shuffled(len(self.rows), num_bytes, seed, epoch, place)
+        pieces = (piece for piece, _ in order) if self.resident else self._announced(order)
+        return self._batches(self._parts(pieces, start))
 
     @property
     def num_steps(self) -> int:
         """Batches an epoch."""
-        return len(self._cuts(len(self.rows)))
+        whole, rest = divmod(len(self.rows), self.batch_size)
+        # Batch normalisation cannot take the variance of one image.
+        return whole + (rest > (whole > 0))
 
     def num_images(self, step: int) -> int:
         """Images in the batch of that step, those of all processes together."""
-        cut = self._cuts(len(self.rows))[step]
-        return int(cut.stop - cut.start)
+        is_last = step == self.num_steps - 1
+        return len(self.rows) - step * self.batch_size if is_last else self.batch_size
 
-    def _cuts(self, total: int) -> list[slice]:
-        cuts = [
-            slice(start, min(start + self.batch_size, total))
-            for start in range(0, total, self.batch_size)
-        ]
-        # Batch normalisation cannot take the variance of one image.
-        if len(cuts) > 1 and self.batch_size > 1 and cuts[-1].stop - cuts[-1].start == 1:
-            cuts[-2:] = [slice(cuts[-2].start, total)]
-        return cuts
+    def _announced(self, order: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[np.ndarray]:
+        """The pieces of the order, while what comes soon is read into the system's cache."""
+        announcer = ThreadPoolExecutor(1)
+        try:
+            for piece, block in order:
+                if len(block):
+                    announcer.submit(self.images.announce, self.rows[block])
+                yield piece
+        finally:
+            announcer.shutdown(cancel_futures=True)
 
-    def _batches(self, order: np.ndarray, start: int) -> Iterator[Batch]:
-        whole = [order[cut] for cut in self._cuts(len(order))[start:]]
-        parts = [batch[self.group.share(len(batch))] for batch in whole]
-        batches = self._chosen(parts) if self.resident else self._streamed(parts)
+    def _parts(self, order: Iterable[np.ndarray], start: int) -> Iterator[np.ndarray]:
+        """The positions of each batch, from batch `start` on.
+
+        Args:
+            order: the positions from that batch on, in arrays of any lengths.
+            start: its number.
+        """
+        arrays = iter(order)
+        left = np.empty(0, np.int64)
+        for step in range(start, self.num_steps):
+            size = self.num_images(step)
+            while len(left) < size:
+                left = np.append(left, next(arrays))
+            part, left = left[:size], left[size:]
+            yield part
+
+    def _batches(self, parts: Iterator[np.ndarray]) -> Iterator[Batch]:
+        own = (part[self.group.share(len(part))] for part in parts)
+        batches = self._chosen(own) if self.resident else self._streamed(own)
         for images, labels in batches:
             yield images.permute(0, 3, 1, 2), labels  # (N, H, W, C) -> (N, C, H, W), no copy
 
@@ -102,23 +125,23 @@ class Batches:
         images = torch.empty(
             (len(self.rows), *self.images.shape[1:]), dtype=torch.uint8, device=self.device
         )
-        cuts = self._cuts(len(self.rows))
-        everything = np.arange(len(self.rows))
-        streamed = self._streamed([everything[cut] for cut in cuts])
-        for cut, (part, _) in zip(cuts, streamed, strict=True):
-            images[cut] = part
+        done = 0
+        for part, _ in self._streamed(self._parts([np.arange(len(self.rows))], 0)):
+            images[done : done + len(part)] = part
+            done += len(part)
         return images, torch.from_numpy(self.labels).to(self.device)
 
-    def _chosen(self, parts: list[np.ndarray]) -> Iterator[Batch]:
+    def _chosen(self, parts: Iterator[np.ndarray]) -> Iterator[Batch]:
         images, labels = self._whole
-        if not parts:
+        epoch = list(parts)
+        if not epoch:
             return
         # One copy for the epoch, so that no step waits for one.
-        order = torch.from_numpy(np.concatenate(parts)).to(self.device)
-        for positions in torch.split(order, [len(part) for part in parts]):
+        order = torch.from_numpy(np.concatenate(epoch)).to(self.device)
+        for positions in torch.split(order, [len(part) for part in epoch]):
             yield images[positions], labels[positions]
 
-    def _streamed(self, parts: list[np.ndarray]) -> Iterator[Batch]:
+    def _streamed(self, parts: Iterator[np.ndarray]) -> Iterator[Batch]:
         """Reads ahead, so that reading hides behind the steps before.
 
         On a CPU one batch ahead suffices: a step takes longer than reading the next batch. A GPU
@@ -129,18 +152,22 @@ class Batches:
         stream = torch.cuda.Stream(self.device) if on_gpu else None  # type: ignore[no-untyped-call]
         with ThreadPoolExecutor(ahead) as readers:
             pending: deque[Future[_Read]] = deque()
-            for i in range(len(parts) + ahead):
-                if i < len(parts):
-                    pending.append(readers.submit(self._read, parts[i], stream))
-                if i >= ahead:
-                    images, labels, copied = pending.popleft().result()
-                    if copied is not None:
-                        # The device waits for the copy, the host does not.
-                        current = torch.cuda.current_stream(self.device)
-                        current.wait_event(copied)
-                        images.record_stream(current)
-                        labels.record_stream(current)
-                    yield images, labels
+            for part in parts:
+                pending.append(readers.submit(self._read, part, stream))
+                if len(pending) > ahead:
+                    yield self._arrived(pending.popleft().result())
+            while pending:
+                yield self._arrived(pending.popleft().result())
+
+    def _arrived(self, read: _Read) -> Batch:
+        images, labels, copied = read
+        if copied is not None:
+            # The device waits for the copy, the host does not.
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(copied)
+            images.record_stream(current)
+            labels.record_stream(current)
+        return images, labels
 
     def _read(self, positions: np.ndarray, stream: torch.cuda.Stream | None) -> _Read:
         shape = (len(positions), *self.images.shape[1:])

@@ -85,7 +85,7 @@ def test_peak_memory_counts_children_and_shared_pages_once(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "name",
-    ["gpu", "memory", "pixels", "resize_stage", "serving", "startup", "training", "whole"],
+    ["gpu", "memory", "pixels", "resize_stage", "scale", "serving", "startup", "training", "whole"],
 )
 def test_every_benchmark_can_be_imported_without_the_peers(name: str) -> None:
     code = (

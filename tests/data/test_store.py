@@ -1,5 +1,6 @@
 """Tests of the store: the shards behave as the one array they are cut from."""
 
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cnnpipe.data import manifest
+from cnnpipe.data import manifest, store
 from cnnpipe.data.store import open_images, shard_writer
 from cnnpipe.errors import UserError
 
@@ -226,3 +227,26 @@ def test_reading_does_not_map_the_images_into_memory(folder: Path) -> None:
     images, _ = open_images(folder)
     images[:]
     assert "images-" not in Path("/proc/self/maps").read_text()
+
+
+def test_announced_images_are_read_in_long_runs_over_short_gaps(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, _ = open_images(folder)
+    size, header = 3 * 5 * 2, 128
+    monkeypatch.setattr(store, "_ANNOUNCED_BYTES", 2 * size)
+    announced: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda _, at, length, __: announced.append((at, length))
+    )
+    images.announce(np.array([0, 3, 4, 5, 9, 10]))
+    # Of four images two each; a shard of one; then one, three that are left out, and two.
+    firsts = [(0, 2), (2, 2), (0, 1), (0, 1), (4, 2)]
+    assert announced == [(header + first * size, number * size) for first, number in firsts]
+
+
+def test_announcing_changes_nothing_that_is_read(folder: Path, whole: np.ndarray) -> None:
+    images, _ = open_images(folder)
+    images.announce(np.arange(N))
+    images.announce(np.empty(0, int))
+    np.testing.assert_array_equal(images[:], whole)

@@ -1,5 +1,8 @@
 """Tests of the batches: every image once, in an order that is known beforehand."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from stored import stored
 from torch import Tensor
 
 from cnnpipe.data.store import Images
+from cnnpipe.training import order
 from cnnpipe.training.batches import Batches, channel_statistics
 
 CPU = torch.device("cpu")
@@ -117,6 +121,61 @@ def test_a_channel_that_never_varies_has_a_deviation_to_divide_by(value: int) ->
     mean, std = channel_statistics(stored(pixels), np.arange(70))
     assert (mean[0], std[0]) == (value, 1.0)
     assert std[1] == pytest.approx(abs(value - 3) / 2)
+
+
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of two blocks of three images."""
+    monkeypatch.setattr(order, "_BLOCK_BYTES", 3 * 4 * 5 * 3)
+    monkeypatch.setattr(order, "_WINDOW_BLOCKS", 2)
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("batch_size", [1, 4, 5, 8, 50])
+def test_with_many_windows_too_an_epoch_can_begin_at_any_batch(batch_size: int) -> None:
+    of = batches(41, batch_size)
+    whole = list(of.shuffled(3, 1))
+    assert sorted(seen(whole)) == sorted(of.rows)
+    assert seen(whole) != seen(list(of.shuffled(3, 2)))
+    for start in range(of.num_steps + 1):
+        rest = list(of.shuffled(3, 1, start))
+        assert [part.tolist() for _, part in rest] == [part.tolist() for _, part in whole[start:]]
+        assert seen(rest) == seen(whole[start:])
+
+
+class AtOnce(ThreadPoolExecutor):
+    """Does what it is told before it answers."""
+
+    def submit(self, call: Any, /, *arguments: Any) -> Any:  # type: ignore[override]
+        future: Future[Any] = Future()
+        future.set_result(call(*arguments))
+        return future
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_each_block_is_announced_once_an_epoch_before_its_window_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of = batches(41, 4)
+    of.rows = np.sort(of.rows)
+    of.labels = of.rows * 10
+    announced: list[int] = []
+    monkeypatch.setattr(of.images, "announce", lambda rows: announced.extend(rows))
+    monkeypatch.setattr("cnnpipe.training.batches.ThreadPoolExecutor", AtOnce)
+    read = seen(list(of.shuffled(3, 1)))
+    assert sorted(announced) == sorted(of.rows)
+    assert set(announced[:6]) == set(read[:6])  # the first window, at once
+    assert set(announced[6:12]) == set(read[6:12])  # along it the second
+    of.resident = True
+    announced.clear()
+    assert seen(list(of.shuffled(3, 1))) == read  # and the order is the same
+    assert announced == []
+
+
+def test_of_a_single_window_nothing_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = batches(41, 4)
+    monkeypatch.setattr(of.images, "announce", lambda rows: pytest.fail("announced"))
+    assert sorted(seen(list(of.shuffled(3, 1)))) == sorted(of.rows)
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 8), (20, 8), (17, 8)])
