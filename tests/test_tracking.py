@@ -318,9 +318,9 @@ def test_two_that_send_at_once_send_nothing_twice(away: Callable[[bool], None]) 
     code = f"from cnnpipe import tracking\nwith tracking.reopen_run('{run.id}', 'x'): pass"
     senders = [
         subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
-        for _ in range(3)
+        for _ in range(2)
     ]
-    assert [sender.wait() for sender in senders] == [0, 0, 0]
+    assert [sender.wait() for sender in senders] == [0, 0]
     with tracking.reopen_run(run.id, "x") as again:
         assert sorted(points(again.id)) == [(epoch, 1.0) for epoch in range(200)]
     assert len(runs()) == count + 1
