@@ -189,5 +189,5 @@ def test_an_image_added_to_the_inbox_is_noticed_and_found_by_experiments_elsewhe
     for number in range(15, 25):
         draw("dark", number)
         draw("light", number)
-    assert "50 images of 2 classes" in experiment()  # not the cached result of fewer images
+    assert "40 images of 2 classes" in experiment()  # its limit; not the cached result of fewer
     assert call("git", "status", "--porcelain", "data").stdout == ""
