@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnpipe import doctor, running
+from cnnpipe import cli, doctor, running
 from cnnpipe.doctor import Finding, as_text, examine
 
 
@@ -149,20 +149,18 @@ def test_a_full_disk_and_what_mlflow_has_missed(monkeypatch: pytest.MonkeyPatch)
     assert table["outbox"].found == "MLflow has not been told all of 1 run"
 
 
-def test_the_command_prints_a_table_or_json_and_its_code_says_whether_something_is_wrong() -> None:
-    def call(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [Path(sys.executable).with_name("cnnpipe"), "doctor", *options]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    table = call()
+def test_the_command_prints_a_table_or_json_and_its_code_says_whether_something_is_wrong(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = [Path(sys.executable).with_name("cnnpipe"), "doctor"]
+    table = subprocess.run(command, capture_output=True, text=True)
     assert (table.returncode, table.stderr) == (0, "")
     assert any(
         line.startswith("params    ok       params.yaml") for line in table.stdout.split("\n")
     )
     Path("params.yaml").unlink()
-    as_json = call("--json")
-    assert as_json.returncode == 1
-    lines = {one["what"]: one for one in json.loads(as_json.stdout)}
+    assert cli._command(["doctor", "--json"]) == 1
+    lines = {one["what"]: one for one in json.loads(capsys.readouterr().out)}
     assert lines["params"] == {
         "what": "params", "status": "wrong", "found": lines["params"]["found"], "advice": "",
     }  # fmt: skip

@@ -265,13 +265,9 @@ def test_a_server_that_is_somebody_elses_is_used_or_missed_in_one_line(
         assert "secret" not in errors
 
 
-def test_a_flow_that_cannot_be_imported_is_named_in_one_line(tmp_path: Path, start: Start) -> None:
-    shutil.copytree(ROOT / "flows", tmp_path / "flows")
-    shutil.copy(ROOT / "prefect.yaml", tmp_path)
-    (tmp_path / "params.yaml").write_text("{}")
-    write_flows(tmp_path)
-    (tmp_path / "flows" / "sweep.py").write_text("raise SystemExit('no flow here')")
-    process = start(tmp_path, (free_port(), free_port()))
+def test_a_flow_that_cannot_be_imported_is_named_in_one_line(project: Path, start: Start) -> None:
+    (project / "flows" / "sweep.py").write_text("raise SystemExit('no flow here')")
+    process = start(project, (free_port(), free_port()))
     output, errors = process.communicate(timeout=180)
     assert process.returncode == 1  # and the servers were stopped, or it would wait for them
     assert output == ""
@@ -280,6 +276,7 @@ def test_a_flow_that_cannot_be_imported_is_named_in_one_line(tmp_path: Path, sta
     )
     assert "no flow here" in errors
     assert errors.count("\n") == 1
+    write_flows(project)
 
 
 def test_what_a_killed_up_has_left_is_not_taken_for_a_running_one(

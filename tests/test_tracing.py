@@ -147,12 +147,21 @@ def traces(project: Project) -> dict[str, Trace]:
     return {kind: trace(name) for kind, name in project.names.items()}
 
 
+@pytest.fixture(scope="module")
+def found_names(traces: dict[str, Trace]) -> dict[str, dict[str, str]]:
+    return {kind: names_in(found) for kind, found in traces.items()}
+
+
 @pytest.mark.parametrize(("start", "end"), list(permutations(KINDS, 2)))
 def test_whatever_one_starts_from_everything_else_is_found(
-    project: Project, traces: dict[str, Trace], start: str, end: str
+    project: Project,
+    traces: dict[str, Trace],
+    found_names: dict[str, dict[str, str]],
+    start: str,
+    end: str,
 ) -> None:
     assert set(project.names) == set(KINDS)
-    found = names_in(traces[start])
+    found = found_names[start]
     if end in found:
         assert found[end] == project.names[end]
     # And from there it is the same again.

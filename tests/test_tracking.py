@@ -315,12 +315,26 @@ def test_two_that_send_at_once_send_nothing_twice(away: Callable[[bool], None]) 
             if epoch % 20 == 0:
                 run.warn(f"train{epoch}", ["x"])  # so that it is not one request
     away(False)
-    code = f"from cnnpipe import tracking\nwith tracking.reopen_run('{run.id}', 'x'): pass"
+    code = f"""
+from cnnpipe import tracking
+tracking.connect()  # or the first would be done before the second has connected
+print("ready", flush=True)
+input()
+with tracking.reopen_run("{run.id}", "x"): pass
+"""
     senders = [
-        subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
-        for _ in range(3)
-    ]
-    assert [sender.wait() for sender in senders] == [0, 0, 0]
+        subprocess.Popen(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    for sender in senders:
+        assert sender.stdout and sender.stdout.readline() == "ready\n"
+    for sender in senders:
+        assert sender.stdin and sender.stdin.write("\n")
+        sender.stdin.close()
+    assert [sender.wait() for sender in senders] == [0, 0]
     with tracking.reopen_run(run.id, "x") as again:
         assert sorted(points(again.id)) == [(epoch, 1.0) for epoch in range(200)]
     assert len(runs()) == count + 1

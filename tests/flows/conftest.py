@@ -1,13 +1,16 @@
 """A copy of this repository as a DVC project of its own, and a Prefect server."""
 
+import json
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -89,11 +92,58 @@ def call(project: Path, environment: dict[str, str]) -> Call:
     return run
 
 
+# A process for each line, that has loaded already what all of them need: it takes seconds.
+FORKED = """
+import json, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import cnnpipe.registry, flows.pipeline, flows.predict, flows.sweep
+for line in sys.stdin:
+    if not os.fork():
+        break
+    print("\\nEXIT CODE", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+else:
+    sys.exit()
+code, sys.argv = json.loads(line)
+exec(code)
+"""
+
+
 @pytest.fixture(scope="module")
-def last_status(call: Call) -> Callable[[], str]:
-    """Asks the project's MLflow for the status of the latest run."""
-    code = "from cnnpipe import records; import sys; sys.stdout.write(records.all_runs()[0].status)"
-    return lambda: call(sys.executable, "-c", code).stdout.splitlines()[-1].upper()
+def fork(project: Path, environment: dict[str, str], prefect_api: str) -> Iterator[Call]:
+    """As `call`, of Python code with its arguments, which knows the Prefect server."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", FORKED], cwd=project, text=True,
+        env={**environment, "PREFECT_API_URL": prefect_api},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert server.stdin is not None and server.stdout is not None
+    to_server, from_server = server.stdin, server.stdout
+
+    def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        to_server.write(json.dumps([code, ["-c", *arguments]]) + "\n")
+        to_server.flush()
+        output = ""
+        for line in from_server:
+            if line.startswith("EXIT CODE "):
+                return subprocess.CompletedProcess(code, int(line.split()[-1]), output)
+            output += line
+        raise AssertionError(output)
+
+    yield run
+    to_server.close()
+    server.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def last_status(project: Path) -> Callable[[], str]:
+    """The status of the latest run in the project's MLflow."""
+
+    def status() -> str:
+        with closing(sqlite3.connect(project / "mlflow.db")) as store:
+            query = "SELECT status FROM runs ORDER BY start_time DESC LIMIT 1"
+            return str(store.execute(query).fetchone()[0])
+
+    return status
 
 
 @pytest.fixture(scope="session")

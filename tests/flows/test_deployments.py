@@ -133,6 +133,9 @@ def test_a_scheduled_run_appears_and_completes_in_the_projects_folder(
 ) -> None:
     assert wait_for(lambda: worker.poll() is None and api.runs("tick", "Completed"))
     assert (project / "ticked").read_text() == f"sqlite:///{project / 'mlflow.db'}"
+    # Or it would run every 5 s beside the tests that follow.
+    (deployment,) = api.post("/deployments/filter", deployments={"name": {"any_": ["tick"]}})
+    api.post(f"/deployments/{deployment['id']}/pause_deployment")
 
 
 def test_a_cancelled_run_ends_every_process_and_mlflow_knows(

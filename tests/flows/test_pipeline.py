@@ -29,14 +29,18 @@ def run_id(project: Path) -> str:
     return str(json.loads((project / "models/run.json").read_text())["run_id"])
 
 
-def test_the_flow_shows_what_dvc_decided(project: Path, call: Call, prefect_api: str) -> None:
+def test_the_flow_shows_what_dvc_decided(
+    project: Path, call: Call, fork: Call, prefect_api: str
+) -> None:
     def flow() -> CompletedProcess[str]:
-        done: CompletedProcess[str] = call(*FLOW, PREFECT_API_URL=prefect_api)
+        done: CompletedProcess[str] = fork("from flows.pipeline import main; sys.exit(main())")
         assert done.returncode == 0, done.stdout
         return done
 
-    first = flow()
+    first = call(*FLOW, PREFECT_API_URL=prefect_api)
+    assert first.returncode == 0, first.stdout
     assert states(first) == dict.fromkeys(STAGES, "Completed")
+    assert "Task run 'judge' - Finished in state Completed" in first.stdout
     assert "Task run 'train' - epoch 1/1: train loss" in first.stdout  # line by line, in the log
     trained = run_id(project)
     assert states(flow()) == dict.fromkeys(STAGES, "Skipped")
@@ -171,7 +175,7 @@ def test_an_image_added_to_the_inbox_is_noticed_and_found_by_experiments_elsewhe
         Image.frombytes("L", (16, 16), pixels).save(path)
 
     def experiment() -> str:
-        done = call("dvc", "exp", "run", "--temp", "-S", "download.source=folder")
+        done = call("dvc", "exp", "run", "--temp", "-S", "download.source=folder", "split")
         assert done.returncode == 0, done.stdout
         return done.stdout
 
@@ -180,10 +184,10 @@ def test_an_image_added_to_the_inbox_is_noticed_and_found_by_experiments_elsewhe
         draw("dark", number)
         draw("light", number)
     assert "data/inbox" in call("dvc", "status", "download").stdout
-    assert "on 6 images" in experiment()
-    assert "Stage 'evaluate' is cached" in experiment()
+    assert "30 images of 2 classes" in experiment()
+    assert "Stage 'split' is cached" in experiment()
     for number in range(15, 25):
         draw("dark", number)
         draw("light", number)
-    assert "on 8 images" in experiment()  # not the cached result of fewer images
+    assert "40 images of 2 classes" in experiment()  # its limit; not the cached result of fewer
     assert call("git", "status", "--porcelain", "data").stdout == ""

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -10,6 +9,8 @@ from typing import Any
 
 import optuna
 import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
 from optuna.trial import TrialState
 from prefect.client.orchestration import SyncPrefectClient
 from pydantic import TypeAdapter, ValidationError
@@ -25,22 +26,14 @@ from flows.sweep import sweep
 state = sweep(**json.loads(sys.argv[1]), return_state=True)
 print("ENDED", json.dumps([state.name, state.message, str(state.state_details.flow_run_id)]))
 """
-RUNS = """
-import json, mlflow
-from cnnpipe import mlflow_store
-mlflow_store.prepare_store()
-runs = mlflow.search_runs(experiment_names=["cnnpipe"], output_format="list")
-print("RUNS", json.dumps([[r.info.run_id, r.info.run_name, r.info.status, r.data.tags,
-                           r.data.params, r.data.metrics] for r in runs]))
-"""
 
 
 @pytest.fixture(scope="module")
-def sweep(call: Call, prefect_api: str, prefect: SyncPrefectClient) -> Callable[..., Any]:
+def sweep(fork: Call, prefect: SyncPrefectClient) -> Callable[..., Any]:
     """Runs a sweep; its state, message and artifacts."""
 
     def run(**parameters: Any) -> tuple[str, str, dict[str, str]]:
-        done = call(sys.executable, "-c", RUN, json.dumps(parameters), PREFECT_API_URL=prefect_api)
+        done = fork(RUN, json.dumps(parameters))
         found = re.search("^ENDED (.*)$", done.stdout, re.MULTILINE)
         assert found, done.stdout
         state, message, flow_run = json.loads(found[1])
@@ -52,11 +45,11 @@ def sweep(call: Call, prefect_api: str, prefect: SyncPrefectClient) -> Callable[
     return run
 
 
-def runs(call: Call) -> dict[str, list[Any]]:
-    """MLflow's runs by name: id, name, status, tags, parameters, metrics."""
-    found = re.search("^RUNS (.*)$", call(sys.executable, "-c", RUNS).stdout, re.MULTILINE)
-    assert found
-    return {run[1]: run for run in json.loads(found[1])}
+def runs(project: Path) -> dict[str, Run]:
+    """MLflow's runs by name."""
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("cnnpipe")
+    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
 
 
 GRID = {
@@ -67,18 +60,19 @@ GRID = {
 
 
 def test_a_grid_runs_all_combinations_and_a_failure_stops_nothing(
-    call: Call, sweep: Callable[..., Any]
+    project: Path, call: Call, sweep: Callable[..., Any]
 ) -> None:
     state, message, artifacts = sweep(**GRID)
     assert state == "Completed"
     assert re.fullmatch(r"best of 4: sizes-00\d, val_accuracy 0\.\d{4}; 2 failed", message)
-    found = runs(call)
+    found = runs(project)
     assert set(found) == {"sizes", *(f"sizes-00{n}" for n in range(4))}
     parent = found.pop("sizes")
-    assert (parent[2], parent[4]["search"]) == ("FINISHED", "grid")
-    assert {run[3]["mlflow.parentRunId"] for run in found.values()} == {parent[0]}
+    assert (parent.info.status, parent.data.params["search"]) == ("FINISHED", "grid")
+    assert {run.data.tags["mlflow.parentRunId"] for run in found.values()} == {parent.info.run_id}
     tried = {
-        (run[4]["model.filters"], run[4]["model.kernel_size"]): run[2] for run in found.values()
+        (run.data.params["model.filters"], run.data.params["model.kernel_size"]): run.info.status
+        for run in found.values()
     }
     assert tried == {
         ("3", "3"): "FINISHED",
@@ -86,32 +80,32 @@ def test_a_grid_runs_all_combinations_and_a_failure_stops_nothing(
         ("3", "14"): "FAILED",
         ("4", "14"): "FAILED",
     }
-    failed = next(run for run in found.values() if run[2] == "FAILED")
-    assert failed[3]["failure"].startswith("params.yaml: convolution: ")
+    failed = next(run for run in found.values() if run.info.status == "FAILED")
+    assert failed.data.tags["failure"].startswith("params.yaml: convolution: ")
     best = max(
-        (run for run in found.values() if run[2] == "FINISHED"),
-        key=lambda run: run[5]["val/accuracy"],
+        (run for run in found.values() if run.info.status == "FINISHED"),
+        key=lambda run: run.data.metrics["val/accuracy"],
     )
-    assert parent[5]["best/val_accuracy"] == best[5]["val/accuracy"]
+    assert parent.data.metrics["best/val_accuracy"] == best.data.metrics["val/accuracy"]
     rows = artifacts["leaderboard"].splitlines()
     assert rows[2].startswith("| experiment | model.filters | model.kernel_size | val_accuracy |")
     assert rows[4].startswith(f"| {message.split()[3].strip(',')} |")
-    assert best[0] in artifacts["leaderboard"]
+    assert best.info.run_id in artifacts["leaderboard"]
     assert [row.split(" | ")[3] for row in rows[6:]] == ["failed", "failed"]
     for name in call("dvc", "exp", "list", "--name-only").stdout.split():
         assert name in artifacts["dvc-exp-show"]
 
 
 def test_a_sweep_of_the_same_name_goes_on_and_repeats_nothing(
-    call: Call, sweep: Callable[..., Any]
+    project: Path, sweep: Callable[..., Any]
 ) -> None:
-    before = runs(call)
+    before = runs(project)
     state, message, artifacts = sweep(
         **{**GRID, "space": {"model.filters": [3, 4, 5], "model.kernel_size": [3, 14]}}
     )
     assert state == "Completed"
     assert message.startswith("best of 6: ")
-    assert set(runs(call)) - set(before) == {"sizes-004", "sizes-005"}
+    assert set(runs(project)) - set(before) == {"sizes-004", "sizes-005"}
     assert artifacts["leaderboard"].count("| sizes-00") == 6
 
 
