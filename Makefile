@@ -8,7 +8,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
 PEERS := .venv/.peers
-BENCHMARKS := pixels resize_stage training startup whole memory serving
+BENCHMARKS := pixels resize_stage training startup whole memory scale serving
 
 .PHONY: help run test check bench drill up clean lock
 
@@ -34,7 +34,7 @@ check: $(INSTALLED) ## format, lint, types, imports
 	@mypy
 	@lint-imports
 
-bench: $(PEERS) ## measure side by side with the peers, about 17 minutes; see benchmarks/README.md
+bench: $(PEERS) ## measure side by side with the peers, about 20 minutes; see benchmarks/README.md
 	@for name in $(BENCHMARKS); do python -m benchmarks.$$name; done
 
 drill: $(INSTALLED) ## practise faults and print what was seen of each
