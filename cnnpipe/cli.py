@@ -66,7 +66,6 @@ def main() -> None:
             )
         )
         code = 1
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already
     gc.freeze()  # or the interpreter would look through all modules once more, for up to 0.8 s
     sys.exit(code)
 
