@@ -1,9 +1,7 @@
 """Several processes train what one would have trained, whatever becomes of them."""
 
-import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,22 +68,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(loop, "_SAVED_EVERY_S", 0)
         patch.setattr(loop, "_check_finite", stop)
         together.trained("residual", ALONE, Checkpoints(folder / "checkpoints"))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
     path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    of_all = {
-        "TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": str(SIZE), "PYTHONPATH": path,
-        "GROUP_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": "lo",
-    }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(TESTS / "together.py"), str(folder)],
-            env={**os.environ, **of_all, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(SIZE)
-    ]
-    assert [process.wait() for process in processes] == [0] * SIZE
+    subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={SIZE}",
+            "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1",
+            str(TESTS / "together.py"), str(folder),
+        ],
+        env={**os.environ, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        check=True,
+    )  # fmt: skip
     return folder
 
 
@@ -245,25 +237,3 @@ def test_only_after_a_loss_is_it_tried_again(
     why = _why(failures)
     assert type(why) is kind
     assert str(why).startswith(text)
-
-
-def test_ranks_are_those_of_torchrun_on_two_hosts(prepared: Path, workspace: Path) -> None:
-    YAML(typ="safe").dump(SETTINGS, Path("params.yaml"))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    hosts = [
-        subprocess.Popen(
-            [
-                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
-                "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=job",
-                f"--rdzv-conf=is_host={int(host == 0)}", "--local-addr=127.0.0.1",
-                "-m", "cnnpipe", "train",
-            ],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        )
-        for host in range(2)
-    ]  # fmt: skip
-    assert [host.wait() for host in hosts] == [0, 0]
-    assert_same_history(prepared, workspace)
-    assert json.loads(Path("models/run.json").read_text())["run_id"] == runs()[0].info.run_id
-    assert len(runs()) == 1
