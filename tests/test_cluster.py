@@ -13,14 +13,13 @@ import socket
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from waiting import wait_for
 
 from cnnpipe import cluster
 from cnnpipe.cli import PARAMS
@@ -62,14 +61,6 @@ def decode_frame(data, max_pixels):
 
 decode.decode_frame = decode_frame
 """
-
-
-def wait_for(done: Callable[[], Any], most_s: float = 60) -> Any:
-    deadline = time.monotonic() + most_s
-    while not (found := done()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
 
 
 class Dask:

@@ -146,13 +146,19 @@ def fit(
     def take_step(images: Tensor, labels: Tensor) -> Tensor:
         """Its loss, summed over the images, and its hits: (2,) float64 on the device."""
         nonlocal part_size
+        # The mean over the batch, weighted: the sum of its parts' sums by this. Not tried again,
+        # since the others sum it once.
+        total = torch.tensor(train.num_images(progress.step))
+        if class_weights is not None:
+            total = class_weights[labels].sum()
+            group.sum(total)
         taken, part_size = _as_memory_allows(
-            lambda size: try_step(images, labels, size),
+            lambda size: try_step(images, labels, total, size),
             part_size, len(labels), least, device,
         )  # fmt: skip
         return taken
 
-    def try_step(images: Tensor, labels: Tensor, part_size: int) -> Tensor:
+    def try_step(images: Tensor, labels: Tensor, total: Tensor, part_size: int) -> Tensor:
         epoch, step = progress.epoch, progress.step
         rate = learning_rate(settings, (epoch - 1) * train.num_steps + step, total_steps)
         for parameters in optimizer.param_groups:
@@ -163,11 +169,6 @@ def fit(
         own = group.share(num_images)
         changes = draw(settings.augment, num_images, device)[own]
         kept = [dropout.draw(num_images, device)[own] for dropout in dropouts]
-        # The mean over the batch, weighted: the sum of its parts' sums by this.
-        total = torch.tensor(num_images)
-        if class_weights is not None:
-            total = class_weights[labels].sum()
-            group.sum(total)
         sums = torch.zeros(2, device=device, dtype=torch.float64)
         for start in range(0, max(1, len(labels)), part_size):
             part = slice(start, start + part_size)

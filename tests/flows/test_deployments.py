@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ import psutil
 import pytest
 import requests
 from prefect.client.orchestration import SyncPrefectClient
+from waiting import wait_for
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -103,14 +103,6 @@ def worker(
     finally:
         process.terminate()
         process.wait(timeout=60)
-
-
-def wait_for(done: Callable[[], Any], most_s: float = 90) -> Any:
-    deadline = time.monotonic() + most_s
-    while not (result := done()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return result
 
 
 def working_in(folder: Path) -> list[str]:
